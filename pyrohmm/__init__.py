@@ -1,0 +1,1 @@
+"""pyrohmm: exact hidden Markov models for Pyro."""

@@ -1,0 +1,321 @@
+"""Sum-product inference: log_partition, filter, smooth, entropy, and the one place that owns their derivatives.
+
+The gradient of log Z is the vector of posterior marginals, and its Hessian is their covariance; an implementation
+supplies messages (`filter`, `smooth`, `hessian_product`) and never a derivative rule. See `pyrohmm/ops/README.md`.
+"""
+
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pyrohmm.ops.chain import Chain, Impl, as_chain, check_impl
+
+
+class FilterResult(NamedTuple):
+    """Result of `filter`: log p(z_t | x_1..t), (..., T, K), and log p(x_t | x_<t), (..., T)."""
+
+    log_probs: Tensor
+    log_evidence: Tensor
+
+
+class SmoothResult(NamedTuple):
+    """Result of `smooth`: log Z (...), state marginals (..., T, K), transition marginals (..., [T-1,] K, K)."""
+
+    log_partition: Tensor
+    state_marginals: Tensor
+    transition_marginals: Tensor
+
+
+def log_partition(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""Log of the sum over all state paths, exactly.
+
+    .. math:: \log Z = \log \sum_{z_{1:T}} \exp\Big(\pi_{z_1} + \sum_{t<T} A_{t, z_t z_{t+1}} + \sum_t o_{t, z_t}\Big)
+
+    The arguments are plain potentials: nothing is normalised. Differentiable twice; the gradient is the vector of
+    expected counts (state and transition marginals).
+
+    Args:
+        initial_logits: (..., K), potential of the first state.
+        transition_logits: (K, K), (..., 1, K, K) or (..., T-1, K, K), A_ij from state i to state j.
+        observation_logits: (..., T, K), potential of each step's state, e.g. log p(x_t | z_t).
+        lengths: (...), int64, valid steps of each sequence; all T when None. What lies beyond is never read.
+        impl: which implementation; "auto" picks the fastest that is available.
+
+    Returns:
+        (...), natural logarithm. -inf where no path is possible (with zero gradient), 0 for length 0.
+
+    Raises:
+        TypeError, ValueError: see `pyrohmm.ops.chain.as_chain`.
+        NotImplementedError: an implementation asked for by name is not available.
+
+    Reference:
+        Rabiner (1989), "A tutorial on hidden Markov models", section III.A.
+
+    Example:
+        >>> initial = torch.tensor([0.5, 0.5]).log()
+        >>> transition = torch.tensor([[0.7, 0.3], [0.3, 0.7]]).log()
+        >>> observation = torch.tensor([[0.9, 0.2], [0.9, 0.2], [0.1, 0.8]]).log()
+        >>> print(f"{log_partition(initial, transition, observation).exp():.6f}")
+        0.120445
+    """
+    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
+    return _LogPartition.apply(chain.initial, chain.transition, chain.observation, chain, _implementation(impl))
+
+
+def filter(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    impl: Impl = "auto",
+) -> FilterResult:
+    r"""Forward filtering: the law of each state given what was seen up to it.
+
+    .. math:: \alpha_t(j) \propto e^{o_{t,j}} \sum_i \alpha_{t-1}(i)\, e^{A_{ij}}
+
+    Args:
+        initial_logits: (..., K).
+        transition_logits: (K, K), (..., 1, K, K) or (..., T-1, K, K).
+        observation_logits: (..., T, K).
+        lengths: (...), int64; all T when None.
+        impl: which implementation.
+
+    Returns:
+        `FilterResult`: log_probs (..., T, K), normalised over states, and log_evidence (..., T), whose sum over time
+        is `log_partition`. Past the length they are -inf and 0.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `log_partition`.
+
+    Reference:
+        Rabiner (1989), equations 19-21, with the scaling of section V.A.
+
+    Example:
+        >>> result = filter(torch.zeros(2), torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        >>> result.log_probs.exp()[1].round(decimals=3).tolist()
+        [0.731..., 0.268...]
+    """
+    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
+    return FilterResult(*_implementation(impl).filter(chain))
+
+
+def smooth(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    transitions: Literal["sum", "each"] = "sum",
+    impl: Impl = "auto",
+) -> SmoothResult:
+    r"""Forward-backward smoothing: the posterior law of each state and of each pair of neighbouring states.
+
+    .. math:: \gamma_t(k) = p(z_t = k \mid x), \qquad \xi_t(i, j) = p(z_t = i, z_{t+1} = j \mid x)
+
+    Args:
+        initial_logits: (..., K).
+        transition_logits: (K, K), (..., 1, K, K) or (..., T-1, K, K).
+        observation_logits: (..., T, K).
+        lengths: (...), int64; all T when None.
+        transitions: "sum" adds the transition marginals over time (expected counts), "each" keeps every step's.
+        impl: which implementation.
+
+    Returns:
+        `SmoothResult`: log_partition (...), state_marginals (..., T, K), transition_marginals (..., K, K) for "sum"
+        or (..., T-1, K, K) for "each". Zero past the length and for a sequence that no path can explain.
+        Differentiable once.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `log_partition`.
+
+    Reference:
+        Rabiner (1989), equations 27 and 37.
+
+    Example:
+        >>> result = smooth(torch.zeros(2), torch.zeros(2, 2), torch.zeros(4, 2))
+        >>> result.state_marginals[0].tolist(), result.transition_marginals.tolist()
+        ([0.5, 0.5], [[0.75, 0.75], [0.75, 0.75]])
+    """
+    if transitions not in ("sum", "each"):
+        raise ValueError(f"transitions: expected 'sum' or 'each', got {transitions!r}")
+    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
+    return SmoothResult(*_smooth(chain, transitions == "each", _implementation(impl)))
+
+
+def entropy(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""Entropy of the posterior law of whole paths.
+
+    .. math:: H = \log Z - \mathrm{E}\Big[\pi_{z_1} + \sum_{t<T} A_{t, z_t z_{t+1}} + \sum_t o_{t, z_t}\Big]
+
+    Args:
+        initial_logits: (..., K).
+        transition_logits: (K, K), (..., 1, K, K) or (..., T-1, K, K).
+        observation_logits: (..., T, K).
+        lengths: (...), int64; all T when None.
+        impl: which implementation.
+
+    Returns:
+        (...), nats. Zero for length 0 and where no path is possible. Differentiable once.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `log_partition`.
+
+    Reference:
+        Hernando, Crespi and Cybenko (2005), "Efficient computation of the hidden Markov model entropy".
+
+    Example:
+        >>> entropy(torch.zeros(2), torch.zeros(2, 2), torch.zeros(10, 2)) / torch.tensor(2.0).log()
+        tensor(10.)
+    """
+    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
+    per_step = chain.transition.shape[-3] > 1
+    log_z, state_marginals, transition_marginals = _smooth(chain, per_step, _implementation(impl))
+    if not per_step:
+        transition_marginals = transition_marginals.unsqueeze(-3)
+    energy = expected_potential(chain, state_marginals, transition_marginals)
+    return torch.where(log_z.isfinite(), log_z - energy, 0.0)
+
+
+def expected_potential(chain: Chain, state_marginals: Tensor, transition_marginals: Tensor) -> Tensor:
+    """Expectation of a path's total potential under given marginals; an impossible event (0 times -inf) counts 0.
+
+    Args:
+        chain: the potentials.
+        state_marginals: (*batch, T, K).
+        transition_marginals: (*batch, 1 or T-1, K, K), summed over time when `chain.transition` is shared.
+
+    Returns:
+        (*batch). -inf where the marginals give mass to something that the potentials forbid.
+    """
+
+    def inner(marginals: Tensor, potentials: Tensor, dims: int) -> Tensor:
+        forbidden = potentials == -torch.inf
+        product = marginals * torch.where(forbidden, 0.0, potentials)
+        product = torch.where(forbidden & (marginals > 0), -torch.inf, product)
+        return product.flatten(-dims).sum(-1, dtype=torch.float64)
+
+    total = inner(state_marginals, chain.observation, 2)
+    if chain.num_steps > 0:
+        total = total + inner(state_marginals[..., 0, :], chain.initial, 1)
+    if chain.num_steps > 1:
+        total = total + inner(transition_marginals, chain.transition, 3)
+    return total.to(chain.observation.dtype)
+
+
+def _implementation(impl: str) -> ModuleType:
+    check_impl(impl)
+    from pyrohmm.ops.forward_backward import reference
+
+    return reference
+
+
+def _log_partition(log_evidence: Tensor) -> Tensor:
+    """Sum the evidence over time in float64, whatever the dtype of the messages."""
+    return log_evidence.sum(-1, dtype=torch.float64).to(log_evidence.dtype)
+
+
+def _smooth(chain: Chain, each: bool, implementation: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
+    return _Smooth.apply(chain.initial, chain.transition, chain.observation, chain, each, implementation)
+
+
+class _LogPartition(torch.autograd.Function):
+    """log Z of (initial, transition, observation); its gradient is `_Gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, initial: Tensor, transition: Tensor, observation: Tensor, chain: Chain, kernel: Any) -> Tensor:
+        log_probs, log_evidence = kernel.filter(_detached(chain))
+        ctx.save_for_backward(initial, transition, observation, log_probs, log_evidence)
+        ctx.chain, ctx.kernel = _detached(chain), kernel
+        return _log_partition(log_evidence)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        initial, transition, observation, log_probs, log_evidence = ctx.saved_tensors
+        messages = (log_probs, log_evidence)
+        return *_Gradient.apply(initial, transition, observation, grads[0], ctx.chain, messages, ctx.kernel), None, None
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient of sum(weight * log Z), as a function of the potentials and the weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        initial: Tensor,
+        transition: Tensor,
+        observation: Tensor,
+        weight: Tensor,
+        chain: Chain,
+        messages: tuple[Tensor, Tensor],
+        kernel: Any,
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weight)
+        ctx.chain, ctx.messages, ctx.kernel = chain, messages, kernel
+        states, transitions = kernel.smooth(chain, *messages, each=False, weight=weight)
+        first = states[..., 0, :] if chain.num_steps else states.sum(-2)
+        return (
+            first.sum_to_size(initial.shape),
+            transitions.expand(transition.shape),
+            states.sum_to_size(observation.shape),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        product = ctx.kernel.hessian_product(
+            ctx.chain, *ctx.messages, grads, weight=weight, offset=torch.zeros_like(weight)
+        )
+        return product.initial, product.transition, product.observation, product.expectation, None, None, None
+
+
+class _Smooth(torch.autograd.Function):
+    """log Z and the marginals of each sequence, as a function of the potentials."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, initial: Tensor, transition: Tensor, observation: Tensor, chain: Chain, each: bool, kernel: Any
+    ) -> tuple[Tensor, ...]:
+        chain = _detached(chain)
+        log_probs, log_evidence = kernel.filter(chain)
+        ctx.chain, ctx.messages, ctx.each, ctx.kernel = chain, (log_probs, log_evidence), each, kernel
+        return _log_partition(log_evidence), *kernel.smooth(chain, log_probs, log_evidence, each=each)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        chain: Chain = ctx.chain
+        v_log_z, v_states, v_transitions = grads
+        if not ctx.each:
+            v_transitions = v_transitions.unsqueeze(-3)
+        direction = (v_states.new_zeros(chain.num_states), v_transitions, v_states)
+        product = ctx.kernel.hessian_product(
+            chain, *ctx.messages, direction, weight=torch.ones_like(v_log_z), offset=v_log_z
+        )
+        return product.initial, product.transition, product.observation, None, None, None
+
+
+def _detached(chain: Chain) -> Chain:
+    return chain._replace(
+        initial=chain.initial.detach(),
+        transition=chain.transition.detach(),
+        observation=chain.observation.detach(),
+    )

@@ -1,0 +1,194 @@
+"""Forward filtering and backward smoothing in plain torch, in log space: the oracle.
+
+Every function is written with ordinary differentiable torch operations, for any device and dtype. The recursions are
+derived in `pyrohmm/ops/README.md`; the letters there are the names here.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrohmm.ops.chain import Chain, finite, logsumexp
+
+
+class Tangent(NamedTuple):
+    """Inner products with the Hessian of log Z; see `hessian_product`."""
+
+    initial: Tensor
+    transition: Tensor
+    observation: Tensor
+    expectation: Tensor
+
+
+def filter(chain: Chain) -> tuple[Tensor, Tensor]:
+    """Filtered state log-probabilities (*batch, T, K) and log-evidence of each step (*batch, T).
+
+    Messages are normalised at each step, so that float32 keeps its relative accuracy at any T.
+    """
+    log_probs, log_evidence = [], []
+    predicted = chain.initial.expand(*chain.batch_shape, -1)
+    for t in range(chain.num_steps):
+        joint = predicted + chain.observation[..., t, :]
+        evidence = logsumexp(joint, -1)
+        log_prob = joint - finite(evidence).unsqueeze(-1)
+        log_probs.append(log_prob)
+        log_evidence.append(evidence)
+        if t + 1 < chain.num_steps:
+            predicted = logsumexp(log_prob.unsqueeze(-1) + chain.transition_at(t), -2)
+    if not log_probs:
+        shape = (*chain.batch_shape, 0)
+        return chain.initial.new_zeros(*shape, chain.num_states), chain.initial.new_zeros(shape)
+    valid = chain.valid
+    return (
+        torch.where(valid.unsqueeze(-1), torch.stack(log_probs, -2), -torch.inf),
+        torch.where(valid, torch.stack(log_evidence, -1), 0.0),
+    )
+
+
+def smooth(
+    chain: Chain, log_probs: Tensor, log_evidence: Tensor, *, each: bool, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """State marginals (*batch, T, K) and transition marginals, from the messages of `filter`.
+
+    Args:
+        chain: the chain.
+        log_probs: (*batch, T, K), from `filter`.
+        log_evidence: (*batch, T), from `filter`.
+        each: transition marginals of each step (*batch, T-1, K, K) instead of their sum over time (*batch, K, K).
+        weight: (*batch). When given, state marginals are multiplied by it and the transition marginals by it too and
+            summed to the shape of `chain.transition`: the gradient, without one (K, K) matrix a sequence.
+    """
+    lengths = _possible_lengths(chain, log_evidence)
+    state_marginals, transition_marginals = [], []
+    if weight is None:
+        total = _zeros(chain, (*chain.batch_shape, chain.num_states, chain.num_states))
+    else:
+        total = torch.zeros_like(chain.transition[..., :1, :, :])
+        each = chain.transition.shape[-3] > 1
+    log_beta = _zeros(chain, (*chain.batch_shape, chain.num_states))
+    for t in reversed(range(chain.num_steps)):
+        if t + 1 < chain.num_steps:
+            log_beta, onward = _backward_step(chain, t, log_beta, lengths)
+        gamma = _softmax(log_probs[..., t, :] + log_beta, -1) * (t < lengths).unsqueeze(-1)
+        if t + 1 < chain.num_steps:
+            xi = gamma.unsqueeze(-1) * onward * (t + 1 < lengths)[..., None, None]
+            if weight is not None:
+                xi = (xi * weight[..., None, None]).unsqueeze(-3).sum_to_size(total.shape)
+            if each:
+                transition_marginals.append(xi)
+            else:
+                total = total + xi
+        state_marginals.append(gamma if weight is None else gamma * weight.unsqueeze(-1))
+    if each and transition_marginals:
+        join = torch.stack if weight is None else torch.cat
+        total = join(transition_marginals[::-1], dim=-3)
+    elif each:
+        total = _zeros(chain, (*chain.batch_shape, 0, chain.num_states, chain.num_states))
+    if not state_marginals:
+        return _zeros(chain, (*chain.batch_shape, 0, chain.num_states)), total
+    return torch.stack(state_marginals[::-1], -2), total
+
+
+def hessian_product(
+    chain: Chain,
+    log_probs: Tensor,
+    log_evidence: Tensor,
+    direction: tuple[Tensor, Tensor, Tensor],
+    *,
+    weight: Tensor,
+    offset: Tensor,
+) -> Tangent:
+    """Product of the Hessian of log Z with a direction, by one more forward and one more backward pass.
+
+    With f(path) the sum of the direction's entries along the path, the product is the posterior covariance of each
+    indicator with f. Returned is, for each potential, the sum over the sequences that share it of
+    `marginal * (weight * (E[f | indicator] - E[f]) + offset)`, and E[f] of each sequence.
+
+    Args:
+        chain: the chain.
+        log_probs: (*batch, T, K), from `filter`.
+        log_evidence: (*batch, T), from `filter`.
+        direction: of shapes that broadcast to (*batch, K), (*batch, 1 or T-1, K, K), (*batch, T, K).
+        weight: (*batch).
+        offset: (*batch).
+    """
+    lengths = _possible_lengths(chain, log_evidence)
+    v_initial, v_transition, v_observation = direction
+    batch_vector = (*chain.batch_shape, chain.num_states)
+
+    def v_at(t: int) -> Tensor:
+        return v_transition[..., t if v_transition.shape[-3] > 1 else 0, :, :]
+
+    # F_t(k) = E[f up to step t | z_t = k], by the backward kernel P(z_{t-1} = i | z_t = j, x_{1..t}).
+    expectation = _zeros(chain, chain.batch_shape)
+    past: list[Tensor] = []
+    for t in range(chain.num_steps):
+        if t == 0:
+            here = v_initial.expand(batch_vector)
+        else:
+            origin = _softmax(log_probs[..., t - 1, :].unsqueeze(-1) + chain.transition_at(t - 1), -2)
+            here = (origin * (past[-1].unsqueeze(-1) + v_at(t - 1))).sum(-2)
+        past.append(here + v_observation[..., t, :])
+        at_end = (log_probs[..., t, :].exp() * past[-1]).sum(-1)
+        expectation = torch.where(lengths == t + 1, at_end, expectation)
+
+    # G_t(k) = E[f after step t | z_t = k], by the forward kernel P(z_{t+1} = j | z_t = i, x).
+    initial = torch.zeros_like(chain.initial)
+    transition: list[Tensor] = []
+    observation: list[Tensor] = []
+    log_beta = future = _zeros(chain, batch_vector)
+
+    def pull(marginal: Tensor, conditional: Tensor, extra_dims: int) -> Tensor:
+        def wide(value: Tensor) -> Tensor:
+            return value[(..., *(None,) * extra_dims)]
+
+        return marginal * (wide(weight) * (conditional - wide(expectation)) + wide(offset))
+
+    for t in reversed(range(chain.num_steps)):
+        if t + 1 < chain.num_steps:
+            log_beta, onward = _backward_step(chain, t, log_beta, lengths)
+            onward = onward * (t + 1 < lengths)[..., None, None]
+            ahead = v_at(t) + (v_observation[..., t + 1, :] + future).unsqueeze(-2)
+            future = (onward * ahead).sum(-1)
+            gamma = _softmax(log_probs[..., t, :] + log_beta, -1)
+            xi = pull(gamma.unsqueeze(-1) * onward, past[t].unsqueeze(-1) + ahead, 2)
+            transition.append(xi.unsqueeze(-3).sum_to_size(chain.transition[..., :1, :, :].shape))
+        gamma = _softmax(log_probs[..., t, :] + log_beta, -1) * (t < lengths).unsqueeze(-1)
+        observation.append(pull(gamma, past[t] + future, 1))
+    if observation:
+        initial = observation[-1].sum_to_size(chain.initial.shape)
+        product = torch.stack(observation[::-1], -2).sum_to_size(chain.observation.shape)
+    else:
+        product = torch.zeros_like(chain.observation)
+    if not transition:
+        counts = torch.zeros_like(chain.transition)
+    elif chain.transition.shape[-3] > 1:
+        counts = torch.cat(transition[::-1], -3)
+    else:
+        counts = torch.stack(transition).sum(0)
+    return Tangent(initial, counts, product, expectation)
+
+
+def _backward_step(chain: Chain, t: int, log_beta: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """From the message after step t+1 to the one after step t, and P(z_{t+1} = j | z_t = i, x)."""
+    message = chain.transition_at(t) + (chain.observation[..., t + 1, :] + log_beta).unsqueeze(-2)
+    new = logsumexp(message, -1)
+    onward = (message - finite(new).unsqueeze(-1)).exp()
+    # Only ratios of the message matter: the largest entry is kept at zero. Past the end it is all zero.
+    new = new - finite(new.detach().amax(-1, keepdim=True))
+    return torch.where((t + 1 < lengths).unsqueeze(-1), new, 0.0), onward
+
+
+def _possible_lengths(chain: Chain, log_evidence: Tensor) -> Tensor:
+    """The lengths, with zero for a sequence that no path can explain: its marginals are all zero."""
+    return torch.where(log_evidence.sum(-1) > -torch.inf, chain.lengths, 0)
+
+
+def _softmax(logits: Tensor, dim: int) -> Tensor:
+    """Softmax, with zeros where all entries are -inf."""
+    return (logits - finite(logsumexp(logits, dim)).unsqueeze(dim)).exp()
+
+
+def _zeros(chain: Chain, shape: tuple[int, ...]) -> Tensor:
+    return chain.observation.new_zeros(shape)
