@@ -1,0 +1,291 @@
+"""The vectorised form of the loop: states are enumerated, sites recorded, and one factor is left; or it simulates."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Categorical, Unit
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR, am_i_wrapped
+from torch import Tensor
+
+from pyrohmm import ops
+from pyrohmm.distributions.padding import fill_unread
+from pyrohmm.program.loop import LoopMessenger, conditioned_value, enclosing_plates
+from pyrohmm.program.potentials import Layout, Potentials, StateSite, Term, assemble
+from pyrohmm.program.tracked import Mark, plain, track
+
+# Dimensions kept free, between the plates around a loop and its enumeration dimensions, for plates in its body.
+_MARGIN = 4
+
+
+class CollapsedLoop(LoopMessenger):
+    """The handler of a vectorised loop: records the sites of each run of the body, or simulates them.
+
+    `run` counts the runs of the body from 1; it is infinite once the loop has ended.
+    """
+
+    def __init__(self, name: str, num_steps: int, dim: int, lengths: Tensor | None):
+        super().__init__(name, num_steps, dim, lengths)
+        self.run: float = 0
+        self.plates = enclosing_plates()
+        enumerated = getattr(_ENUM_ALLOCATOR, "dim_to_id", {})
+        leftmost = min([dim, *self.plates, *enumerated]) - _MARGIN
+        self.layout = Layout(dim, leftmost, frozenset(self.plates))
+        self.sites: list[StateSite] = []
+        self.terms: list[list[Term]] = [[], []]
+        self.simulating = False
+        self.probing = False
+        self._names: set[str] = set()
+        self._num_states_seen = 0
+        self._pending: list[tuple[str, TorchDistributionMixin, int]] = []
+        self._drawn: dict[int, Tensor] = {}  # enumeration dimension -> index of the drawn state
+        self._simulated_plates: dict[str, tuple[Any, int]] = {}
+
+    def begin(self, step: slice, *, probing: bool = False) -> None:
+        """Prepare for the next run of the body, over the steps of a slice."""
+        self.step, self.probing = step, probing
+        self.run += 1
+        self._names.clear()
+        self._num_states_seen = 0
+
+    def end_run(self) -> None:
+        """Check a run of the body; decide after the first whether the loop simulates."""
+        if self.run == 1:
+            if not self.simulating and not any(term.kind == "observed" for term in self.terms[0]):
+                self._begin_simulation()
+        elif not self.simulating and self._num_states_seen != len(self.sites):
+            raise ValueError(
+                f"loop {self.name!r}: expected the state sites {[site.name for site in self.sites]} of the first step "
+                f"at the later steps too, got {self._num_states_seen} of them"
+            )
+
+    # Messages
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self.reuse_subsample(msg):
+            return
+        name, fn = msg["name"], msg["fn"]
+        if not isinstance(fn, TorchDistributionMixin):
+            raise TypeError(f"site {name!r}: expected a Pyro distribution, got {type(fn).__name__}")
+        if name in self._names:
+            raise ValueError(f"site {name!r} is sampled twice in one step of loop {self.name!r}")
+        self._names.add(name)
+        msg["stop"] = msg["done"] = True
+        if not msg["is_observed"]:
+            data = conditioned_value(name)
+            if data is not None:
+                axis = data.dim() + self.dim - len(fn.event_shape)
+                msg["value"], msg["is_observed"] = data[(slice(None),) * axis + (self.step,)], True
+        if msg["infer"].get("_deterministic"):
+            if self.simulating:
+                self._remember(msg, self._select(plain(msg["value"]), len(fn.event_shape)))
+        elif msg["is_observed"]:
+            self._observe(msg)
+        elif self.simulating and self.run > 1:
+            msg["value"] = self._draw(fn)
+            self._remember(msg, msg["value"])
+        elif fn.has_enumerate_support and fn.event_shape == ():
+            self._enumerate(msg)
+        else:
+            self._refuse_latent(msg)
+            if not self.simulating:
+                self._begin_simulation()
+            msg["value"] = self._draw(fn)
+            self._remember(msg, msg["value"])
+
+    def _observe(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        # A factor (Unit) may accompany a simulation; data may not.
+        if self.simulating:
+            if isinstance(fn, Unit):
+                return
+            latent = next(iter(self.simulated))
+            raise ValueError(_mixed_message(self.name, latent, name))
+        value = plain(torch.as_tensor(msg["value"]))
+        read = self.read_mask(msg["mask"])
+        if read is not None and read.dim() < -self.layout.leftmost and not isinstance(fn, Unit):
+            value = fill_unread(value, plain(read), fn)
+        log_prob = scale_and_mask(fn.log_prob(value), mask=msg["mask"])
+        self._record(msg, "observed", log_prob)
+        if self.run == 1 and isinstance(msg["value"], Tensor):
+            msg["value"] = track(plain(msg["value"]), Mark(self, name, "observed", 1))
+
+    def _enumerate(self, msg: Any) -> None:
+        name, fn, index = msg["name"], msg["fn"], self._num_states_seen
+        if len(fn.batch_shape) > self.layout.num_batch_dims + 2 * max(1, len(self.sites)):
+            raise ValueError(
+                f"site {name!r}: expected plates opened in the body of loop {self.name!r} at most {_MARGIN} "
+                f"dimensions to the left of those around it, got batch shape {tuple(fn.batch_shape)}"
+            )
+        support = fn.enumerate_support(expand=False)
+        num_states = support.shape[0]
+        support = support.reshape(num_states)
+        if self.run == 1:
+            self.sites.append(StateSite(name, support))
+            self.layout.sizes.append(num_states)
+        else:
+            self._check_same_site(index, name, num_states)
+        # In the first run the number of sites is not known yet, and not needed.
+        dim = self.layout.dim(index, int(self.run))
+        self._num_states_seen += 1
+        value = support.reshape((num_states,) + (1,) * (-dim - 1))
+        if isinstance(fn, Categorical):
+            # All values are wanted, and the logits are just that.
+            logits = plain(fn.logits).movedim(-1, 0)
+            log_prob = logits.reshape((num_states,) + (1,) * (-dim - logits.dim()) + logits.shape[1:])
+        else:
+            log_prob = fn.log_prob(value)
+        self._record(msg, "state", log_prob)
+        if self.run == 1:
+            self._pending.append((name, fn, dim))
+            if self.simulating:
+                self._draw_pending()
+        msg["value"] = track(value, Mark(self, name, "state", int(self.run)))
+
+    def _record(self, msg: Any, kind: Any, log_prob: Tensor) -> None:
+        if self.probing:
+            return
+        plates = frozenset(frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized)
+        term = Term(msg["name"], kind, plain(log_prob), plates, msg["scale"])
+        self.terms[0 if self.run == 1 else 1].append(term)
+        self._remember_plates(msg)
+
+    def _check_same_site(self, index: int, name: str, num_states: int) -> None:
+        if index >= len(self.sites) or self.sites[index].name != name:
+            raise ValueError(
+                f"loop {self.name!r}: expected the state sites {[site.name for site in self.sites]} of the first step "
+                f"in the same order at the later steps, got {name!r}"
+            )
+        expected = len(self.sites[index].support)
+        if num_states != expected:
+            raise ValueError(
+                f"site {name!r} in loop {self.name!r}: expected {expected} states at the later steps as at the first, "
+                f"got {num_states}"
+            )
+
+    def _refuse_latent(self, msg: Any) -> None:
+        observed = [term.site for terms in self.terms for term in terms if term.kind == "observed"]
+        if observed:
+            raise ValueError(_mixed_message(self.name, msg["name"], observed[0]))
+
+    # The factor
+
+    def potentials(self) -> Potentials:
+        """The potentials of the recorded sites.
+
+        Raises:
+            ValueError: the body has no state site.
+        """
+        if not self.sites:
+            raise ValueError(
+                f"loop {self.name!r}: expected at least one unobserved discrete state site in the body, got none; "
+                "without a state the steps are independent: use pyro.plate"
+            )
+        first, rest = self.terms
+        return assemble(first, rest, self.num_steps, self.lengths, self.layout, tuple(self.sites))
+
+    def leave_factor(self) -> None:
+        """Put log p(observations | everything else) into the program, as a site named like the loop."""
+        self._declare_dims()
+        potentials = self.potentials()
+        log_z = ops.log_partition(
+            potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
+        )
+        log_factor = potentials.restore_time(log_z) * potentials.scale
+        if am_i_wrapped():
+            unit = Unit(log_factor)
+            pyro.sample(self.name, unit, obs=unit.sample(), infer={"pyrohmm_potentials": potentials})  # type: ignore[typeddict-unknown-key]
+
+    def _declare_dims(self) -> None:
+        """Let a site of zero log-probability tell Pyro of the leftmost dimension in use, where no plate does."""
+        used = min([self.dim, *(dim for terms in self.terms for term in terms for dim in term.plates)])
+        if am_i_wrapped() and used < min([0, *self.plates]):
+            with IndepMessenger(f"_{self.name}_dims", 1, used):
+                pyro.factor(f"_{self.name}_dims", torch.zeros(()))
+
+    # Simulation
+
+    def _begin_simulation(self) -> None:
+        self.simulating = True
+        self._draw_pending()
+
+    def _draw_pending(self) -> None:
+        """Draw the states of the first step, each given those before it."""
+        for name, fn, dim in self._pending:
+            value = self._draw(fn)
+            self.simulated.setdefault(name, []).append(value)
+            support = next(site.support for site in self.sites if site.name == name)
+            self._drawn[dim] = (value.unsqueeze(-1) == support).int().argmax(-1)
+        self._pending.clear()
+
+    def _draw(self, fn: TorchDistributionMixin) -> Tensor:
+        """Draw a site for all enumerated values of the states, and select those drawn before."""
+        plates = self._plate_shape()
+        shape = torch.broadcast_shapes(fn.batch_shape, plates)
+        with torch.no_grad():
+            value = plain(fn.expand(shape).sample())
+        return self._select(value, len(fn.event_shape))
+
+    def _select(self, value: Tensor, event_dim: int) -> Tensor:
+        batch = value.dim() - event_dim
+        for dim, index in sorted(self._drawn.items()):
+            if batch < -dim:
+                continue
+            # Dimensions to the left of this one have been selected, and have size one.
+            axis = value.dim() - event_dim + dim
+            value = value[(0,) * axis]
+            if value.shape[0] > 1:
+                shape = torch.broadcast_shapes(value.shape[1 : value.dim() - event_dim], index.shape)
+                value = value.expand(value.shape[:1] + (1,) * 0 + _padded(value, shape, event_dim))
+                picked = index.expand(shape).reshape(1, *shape, *(1,) * event_dim).expand(1, *value.shape[1:])
+                value = value.gather(0, picked)
+            value = value[0]
+            batch = value.dim() - event_dim
+        return value
+
+    def _plate_shape(self) -> torch.Size:
+        shape = [1] * -min([self.dim, *self.plates])
+        for dim, size in self.plates.items():
+            shape[dim] = size
+        return torch.Size(shape)
+
+    def _remember(self, msg: Any, value: Tensor) -> None:
+        self.simulated.setdefault(msg["name"], []).append(value)
+        self._remember_plates(msg)
+
+    def _remember_plates(self, msg: Any) -> None:
+        self._simulated_plates[msg["name"]] = (msg["cond_indep_stack"], len(msg["fn"].event_shape))
+
+    def leave_simulated(self) -> None:
+        """Put the simulated sequences into the program, as deterministic sites with the full time axis."""
+        read = self.step = slice(0, self.num_steps)
+        read = self.read_mask(None)
+        for name, values in self.simulated.items():
+            frames, event_dim = self._simulated_plates[name]
+            value = torch.cat(torch.broadcast_tensors(*values), self.dim - event_dim)
+            if read is not None:
+                padding = -1 if any(site.name == name for site in self.sites) else 0
+                value = torch.where(read[(..., *(None,) * event_dim)], value, torch.full_like(value, padding))
+            with ExitStack() as stack:
+                stack.enter_context(IndepMessenger(self.name, self.num_steps, self.dim))
+                for frame in frames:
+                    if frame.vectorized:
+                        stack.enter_context(IndepMessenger(frame.name, frame.size, frame.dim))
+                pyro.deterministic(name, value, event_dim=event_dim)
+
+
+def _padded(value: Tensor, shape: torch.Size, event_dim: int) -> torch.Size:
+    return shape + value.shape[value.dim() - event_dim :]
+
+
+def _mixed_message(loop: str, latent: str, observed: str) -> str:
+    return (
+        f"site {latent!r} in loop {loop!r} is neither observed nor enumerable, while site {observed!r} is observed: "
+        f"only discrete states can be summed out. Sample {latent!r} before the loop, with its time axis as an event or "
+        f"in a plate (a guide can then propose it), and write obs={latent}[..., t]-like slices in the body; or observe "
+        "it; or use vectorized=False with a guide for each step; with nothing observed at all the loop simulates"
+    )

@@ -1,0 +1,119 @@
+"""What the two forms of the loop share: their arguments, masks, and a look at Pyro's stack."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
+from torch import Tensor
+
+from pyrohmm.ops.chain import valid_steps
+
+
+class LoopMessenger(Messenger):
+    """The effect handler that is active while the body of a `markov` loop runs."""
+
+    def __init__(self, name: str, num_steps: int, dim: int, lengths: Tensor | None):
+        super().__init__()
+        self.name = name
+        self.num_steps = num_steps
+        self.dim = dim
+        self.lengths = lengths
+        self.step = slice(0, 1)
+        self.simulated: dict[str, list[Tensor]] = {}
+        self._subsamples: dict[str, Any] = {}
+
+    def read_mask(self, mask: Any) -> Tensor | None:
+        """Which entries of the present steps count: within the lengths and not masked; None for all."""
+        read = mask if isinstance(mask, Tensor) else None
+        if self.lengths is not None:
+            valid = valid_steps(self.lengths, self.num_steps)[..., self.step]
+            valid = valid.reshape(valid.shape + (1,) * (-self.dim - 1))
+            read = valid if read is None else read & valid
+        return read
+
+    def reuse_subsample(self, msg: Any) -> bool:
+        """Whether the message belongs to a plate's subsampling; each run of the body gets the same indices."""
+        if not isinstance(msg["fn"], _Subsample):
+            return False
+        if msg["name"] in self._subsamples:
+            msg["value"], msg["done"], msg["stop"] = self._subsamples[msg["name"]], True, True
+        return True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self._subsamples[msg["name"]] = msg["value"]
+
+
+def running_loop() -> LoopMessenger:
+    """The innermost `markov` loop whose body is running.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, LoopMessenger):
+            return handler
+    raise RuntimeError("pyrohmm.previous: expected to be called in the body of a pyrohmm.markov loop")
+
+
+def enclosing_plates() -> dict[int, int]:
+    """Dimension and (subsample) size of each vectorised plate on Pyro's stack."""
+    plates = {}
+    for handler in _PYRO_STACK:
+        if isinstance(handler, IndepMessenger) and handler.dim is not None:
+            size = handler.subsample_size if isinstance(handler, SubsampleMessenger) else handler.size
+            plates[handler.dim] = int(size)
+    return plates
+
+
+def conditioned_value(name: str) -> Tensor | None:
+    """The data that an enclosing `pyro.condition` has for a site, with its full time axis."""
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, ConditionMessenger) and name in handler.data:
+            value: Any = handler.data[name]
+            return value["value"] if isinstance(value, dict) else value
+    return None
+
+
+@contextmanager
+def reserved_dim(name: str, dim: int) -> Iterator[None]:
+    """Keep a batch dimension from being taken by a plate."""
+    _DIM_ALLOCATOR.allocate(name, dim)
+    try:
+        yield
+    finally:
+        _DIM_ALLOCATOR.free(name, dim)
+
+
+def check_lengths(lengths: Tensor | None, num_steps: int, dim: int) -> None:
+    """Raise unless lengths are integers in 0..T that fit the plates around the loop.
+
+    Raises:
+        TypeError: not an integer tensor.
+        ValueError: out of range, or of a shape that does not fit.
+    """
+    if lengths is None:
+        return
+    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise TypeError(f"lengths: expected an int64 tensor, got {got}")
+    if lengths.numel() and not (0 <= int(lengths.min()) and int(lengths.max()) <= num_steps):
+        raise ValueError(
+            f"lengths: expected values in 0..{num_steps}, got {int(lengths.min())}..{int(lengths.max())}"
+        )
+    plates = enclosing_plates()
+    for position in range(1, lengths.dim() + 1):
+        size, plate = lengths.shape[-position], plates.get(dim - position)
+        if plate is not None and size not in (1, plate):
+            raise ValueError(
+                f"lengths: expected size {plate} (the plate at dimension {dim - position}) in dimension {-position}, "
+                f"got shape {tuple(lengths.shape)}"
+            )
+
+

@@ -1,0 +1,35 @@
+"""The plain form of the loop: one run of the body a step, sites named `z_0, x_0, z_1, ...`."""
+
+from typing import Any
+
+from torch import Tensor
+
+from pyrohmm.distributions.padding import fill_unread
+from pyrohmm.program.loop import LoopMessenger
+
+
+class SequentialLoop(LoopMessenger):
+    """The handler of one step: names its sites, masks what lies past the lengths, asks for enumeration."""
+
+    def begin(self, t: int) -> None:
+        """Prepare for the run of the body at step t."""
+        self.step = slice(t, t + 1)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self.reuse_subsample(msg):
+            return
+        name, fn = msg["name"], msg["fn"]
+        msg["name"] = f"{name}_{self.step.start}"
+        read = self.read_mask(msg["mask"])
+        if read is not None:
+            if msg["is_observed"] and isinstance(msg["value"], Tensor):
+                msg["value"] = fill_unread(msg["value"], read, fn)
+            msg["mask"] = read if msg["mask"] is not False else False
+        if not msg["is_observed"] and getattr(fn, "has_enumerate_support", False) and fn.event_shape == ():
+            msg["infer"].setdefault("enumerate", "parallel")
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        super()._pyro_post_sample(msg)
+        suffix = f"_{self.step.start}"
+        if isinstance(msg["value"], Tensor) and msg["name"].endswith(suffix):
+            self.simulated.setdefault(msg["name"].removesuffix(suffix), []).append(msg["value"])
