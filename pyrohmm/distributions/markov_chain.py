@@ -1,5 +1,8 @@
 """A distribution over the state paths of a (possibly conditioned) Markov chain."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -40,15 +43,19 @@ class MarkovChain(TorchDistribution):
         initial_logits: (..., K), of p(z_1).
         transition_logits: (K, K), (..., 1, K, K) or (..., T-1, K, K), of p(z_{t+1} = j | z_t = i), [from, to].
         observation_logits: (..., T, K), optional.
-        lengths: (...), int64, valid steps of each sequence; all T when None.
+        lengths: (...), int64, valid steps of each sequence; all T when None. Entries beyond are never read.
         num_steps: T, where no argument's shape tells it (shared transitions, no observation logits). When it is left
-            open, `log_prob` takes T from the value, and methods that need T raise; the event shape is then (1,), as
-            for `pyro.distributions.DiscreteHMM` without a duration.
+            open, `log_prob` takes T from the value; all else takes the longest of `lengths`, or raises without them.
+            The event shape of an open chain without lengths is (1,), as for `pyro.distributions.DiscreteHMM`.
         validate_args: as for every torch distribution.
+
+    A row of -inf is no law. The chain is then the law of the paths that never leave by such a row, which is what
+    the formula says, with Z their total probability.
 
     Batch shape: that of the arguments, broadcast. Event shape: (T,). Values: int64, -1 past the length.
 
     Raises:
+        TypeError: an argument is no tensor of the right kind.
         ValueError: shapes that do not fit, NaN or +inf potentials, lengths outside 0..T.
 
     Reference:
@@ -62,7 +69,7 @@ class MarkovChain(TorchDistribution):
         (tensor([0, 0, 0]), tensor([0.5000, 0.5000]))
     """
 
-    arg_constraints = {  # noqa: RUF012 (the name and form torch prescribes)
+    arg_constraints = {  # noqa: RUF012  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
         "initial_logits": constraints.independent(constraints.real, 1),
         "transition_logits": constraints.independent(constraints.real, 2),
     }
@@ -78,22 +85,26 @@ class MarkovChain(TorchDistribution):
         num_steps: int | None = None,
         validate_args: bool | None = None,
     ):
-        if transition_logits.dim() == 2:
-            transition_logits = transition_logits.unsqueeze(0)
-        num_steps = _resolve_num_steps(transition_logits, observation_logits, lengths, num_steps)
-        if observation_logits is None:
-            shape = (max(1, num_steps or 1), initial_logits.shape[-1])
-            probe = initial_logits.new_zeros(()).expand(shape)
-        else:
-            probe = observation_logits
-        checked = as_chain(initial_logits, transition_logits, probe, lengths)
-        self.initial_logits = _normalize(initial_logits)
-        self.transition_logits = _normalize(transition_logits)
-        self.observation_logits = observation_logits
-        self.lengths = lengths
-        self._num_steps = num_steps
-        event_shape = torch.Size((1 if num_steps is None else num_steps,))
-        super().__init__(checked.batch_shape, event_shape, validate_args=validate_args)
+        required = {"initial_logits": initial_logits, "transition_logits": transition_logits}
+        optional = {"observation_logits": observation_logits, "lengths": lengths}
+        for name, value in (required | {k: v for k, v in optional.items() if v is not None}).items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        self._num_steps = _fixed_num_steps(transition_logits, observation_logits, num_steps)
+        shown = self._num_steps
+        if shown is None:
+            shown = 1 if lengths is None else int(max([0, *lengths.flatten().tolist()]))
+        unary = observation_logits
+        if unary is None:
+            # Stands for the absent ones in the checks, with a transition to check even where T is open.
+            num_checked = 2 if self._num_steps is None and lengths is None else shown
+            unary = initial_logits.new_zeros(num_checked, initial_logits.shape[-1] if initial_logits.dim() else 1)
+        checked = as_chain(initial_logits, transition_logits, unary, lengths)
+        self.initial_logits = normalize(checked.initial)
+        self.transition_logits = normalize(checked.transition)
+        self.observation_logits = None if observation_logits is None else checked.observation
+        self.lengths = None if lengths is None else checked.lengths.long()
+        super().__init__(checked.batch_shape, torch.Size((shown,)), validate_args=validate_args)
 
     @classmethod
     def from_potentials(
@@ -132,9 +143,7 @@ class MarkovChain(TorchDistribution):
             # A forbidden row is forbidden through its unary potential; the row itself must still be a law.
             dead = (rows == -torch.inf).unsqueeze(-1)
             transition_logits = torch.where(dead, 0.0, chain.transition)
-        return cls(
-            initial_logits, transition_logits, observation_logits, lengths=lengths, validate_args=validate_args
-        )
+        return cls(initial_logits, transition_logits, observation_logits, lengths=lengths, validate_args=validate_args)
 
     @property
     def num_states(self) -> int:
@@ -146,11 +155,11 @@ class MarkovChain(TorchDistribution):
         """Number of steps T.
 
         Raises:
-            ValueError: the chain was built without one.
+            ValueError: the chain was built without one, and without lengths.
         """
-        if self._num_steps is None:
+        if self._num_steps is None and self.lengths is None:
             raise ValueError("num_steps: expected a number of steps at construction (num_steps=T), got None")
-        return self._num_steps
+        return self.event_shape[0]
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -163,10 +172,20 @@ class MarkovChain(TorchDistribution):
         return self._potentials(self.num_steps)
 
     def _potentials(self, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        observation = self.observation_logits
-        if observation is None:
-            observation = self.initial_logits.new_zeros(num_steps, self.num_states)
-        return self.initial_logits, self.transition_logits, observation
+        unary = self.observation_logits
+        if unary is None:
+            unary = self.initial_logits.new_zeros(num_steps, self.num_states)
+        return self.initial_logits, self.transition_logits, unary
+
+    def _check_steps(self, num_steps: int, dim: int) -> None:
+        """Raise unless a value of `num_steps` steps, its dimension `dim`, is one of this chain."""
+        if self._num_steps is not None and num_steps != self._num_steps:
+            raise ValueError(f"value: expected {self._num_steps} steps in dimension {dim}, got {num_steps}")
+        if self.lengths is not None and num_steps < self.num_steps:
+            raise ValueError(
+                f"value: expected at least {self.num_steps} steps, the largest of lengths, in dimension {dim}, "
+                f"got {num_steps}"
+            )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of a path, (...).
@@ -174,83 +193,68 @@ class MarkovChain(TorchDistribution):
         Args:
             value: (..., T), integers; entries past the length are not read.
 
+        Returns:
+            (...), -inf for a path that is impossible, and for any path where none is possible.
+
         Raises:
-            ValueError: a state outside 0..K-1, or another number of steps.
+            ValueError: another number of steps, or (where validation is on) a state outside 0..K-1.
         """
+        if value.dim() == 0:
+            raise ValueError("value: expected shape (..., T), got ()")
         num_steps = value.shape[-1]
-        if self._num_steps not in (None, num_steps):
-            raise ValueError(f"value: expected {self._num_steps} steps in the last dimension, got {num_steps}")
-        if self._validate_args and not self.support.check(value).all():
-            raise ValueError(f"value: expected states in 0..{self.num_states - 1}, got {value}")
-        initial, transition, _ = self._potentials(num_steps)
-        shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
-        states = value.expand(*shape, num_steps).long().clamp(0, self.num_states - 1)
-        valid = None if self.lengths is None else valid_steps(self.lengths, num_steps)
-
-        def total(terms: Tensor, first: int) -> Tensor:
-            if valid is not None:
-                terms = torch.where(valid[..., first:], terms, 0.0)
-            return terms.sum(-1)
-
-        log_prob = initial.new_zeros(shape)
-        if num_steps > 0:
-            start = initial.expand(*shape, -1).gather(-1, states[..., :1])
-            log_prob = total(start, 0) if valid is None else torch.where(valid[..., :1], start, 0.0).sum(-1)
-        if num_steps > 1:
-            pairs = states[..., :-1] * self.num_states + states[..., 1:]
-            matrices = transition.flatten(-2).expand(*shape, num_steps - 1, -1)
-            log_prob = log_prob + total(matrices.gather(-1, pairs.unsqueeze(-1)).squeeze(-1), 1)
+        self._check_steps(num_steps, -1)
+        log_z = self._log_normalizer(num_steps, self.lengths)
+        is_path = self.support.check(value)
+        if self._validate_args:
+            # Where no path is possible, decoding and sampling give -1 throughout.
+            bad = ~is_path & (log_z > -torch.inf)
+            if bad.any():
+                index = tuple(bad.nonzero()[0].tolist())
+                path = value.expand(*bad.shape, -1)[index].tolist()
+                raise ValueError(f"value: expected states in 0..{self.num_states - 1}, got {path} at index {index}")
+        states = value.long().clamp(0, self.num_states - 1)
+        lengths = torch.tensor(num_steps, device=value.device) if self.lengths is None else self.lengths
+        valid = valid_steps(lengths, num_steps)
+        pairs = states[..., :-1] * self.num_states + states[..., 1:]
+        log_prob = (
+            _sum_entries(self.initial_logits.unsqueeze(-2), states[..., :1], valid[..., :1])
+            + _sum_entries(self.transition_logits.flatten(-2), pairs, valid[..., 1:])
+            - finite(log_z)
+        )
         if self.observation_logits is not None:
-            unary = self.observation_logits.expand(*shape, -1, -1)
-            log_prob = log_prob + total(unary.gather(-1, states.unsqueeze(-1)).squeeze(-1), 0)
-            log_z = self.log_normalizer
-            log_prob = torch.where(log_z == -torch.inf, -torch.inf, log_prob - finite(log_z))
-        return log_prob
+            log_prob = log_prob + _sum_entries(self.observation_logits, states, valid)
+        return torch.where(is_path & (log_z > -torch.inf), log_prob, -torch.inf)
 
     @property
     def log_normalizer(self) -> Tensor:
-        """log Z of the potentials, (*batch_shape); zero for a chain without observation logits."""
-        if self.observation_logits is None:
-            return self.initial_logits.new_zeros(self.batch_shape)
-        return ops.log_partition(*self.potentials, lengths=self.lengths).expand(self.batch_shape)
+        """log Z, (*batch_shape); zero for a chain without observation logits whose rows are laws."""
+        return self._log_normalizer(self.num_steps, self.lengths)
 
-    def sample(self, sample_shape: torch.Size = torch.Size(), generator: torch.Generator | None = None) -> Tensor:
+    def _log_normalizer(self, num_steps: int, lengths: Tensor | None) -> Tensor:
+        if self.observation_logits is None:
+            rows = (self.initial_logits, self.transition_logits)
+            if not any((logits.amax(-1) == -torch.inf).any() for logits in rows):
+                return self.initial_logits.new_zeros(self.batch_shape)
+        return ops.log_partition(*self._potentials(num_steps), lengths=lengths)
+
+    def sample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """Draw paths, (*sample_shape, *batch_shape, T) int64, -1 past the length.
 
         Args:
             sample_shape: shape of independent draws.
             generator: source of the random numbers; torch's global one when None.
         """
-        initial, transition, observation = self.potentials
-        initial = initial.expand(*self.batch_shape, -1)
-        return ops.sample(
-            initial,
-            transition,
-            observation,
-            lengths=self.lengths,
-            sample_shape=tuple(sample_shape),
-            generator=generator,
-        )
-
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Not available: there are K^T paths.
-
-        Raises:
-            NotImplementedError: always; `pyrohmm.testing` lists the paths of small chains.
-        """
-        raise NotImplementedError("a MarkovChain has K^T paths; use its exact methods instead of enumeration")
+        return ops.sample(*self.potentials, lengths=self.lengths, sample_shape=sample_shape, generator=generator)
 
     def viterbi(self) -> ops.ViterbiResult:
         """Most probable path: states (*batch_shape, T) and its log-probability (*batch_shape)."""
         states, score = ops.viterbi(*self.potentials, lengths=self.lengths)
-        return ops.ViterbiResult(states.expand(self.batch_shape + self.event_shape), score - finite(self.log_normalizer))
+        return ops.ViterbiResult(states, score - finite(self.log_normalizer))
 
     def k_best(self, k: int) -> ops.KBestResult:
         """The k most probable paths (*batch_shape, k, T) and their log-probabilities (*batch_shape, k)."""
         states, score = ops.k_best(*self.potentials, k, lengths=self.lengths)
-        shape = (*self.batch_shape, k)
-        log_prob = (score - finite(self.log_normalizer).unsqueeze(-1)).expand(shape)
-        return ops.KBestResult(states.expand(*shape, self.num_steps), log_prob)
+        return ops.KBestResult(states, score - finite(self.log_normalizer).unsqueeze(-1))
 
     @property
     def mode(self) -> Tensor:
@@ -260,24 +264,23 @@ class MarkovChain(TorchDistribution):
     @property
     def marginals(self) -> Tensor:
         """p(z_t = k), (*batch_shape, T, K); zero past the length."""
-        result = ops.smooth(*self.potentials, lengths=self.lengths).state_marginals
-        return result.expand(*self.batch_shape, -1, -1)
+        return ops.smooth(*self.potentials, lengths=self.lengths).state_marginals
 
     @property
     def transition_marginals(self) -> Tensor:
         """p(z_t = i, z_{t+1} = j), (*batch_shape, T-1, K, K); zero past the length."""
-        result = ops.smooth(*self.potentials, lengths=self.lengths, transitions="each").transition_marginals
-        return result.expand(*self.batch_shape, -1, -1, -1)
+        return ops.smooth(*self.potentials, lengths=self.lengths, transitions="each").transition_marginals
 
     def entropy(self) -> Tensor:
         """Entropy of the law of whole paths, (*batch_shape), nats."""
-        return ops.entropy(*self.potentials, lengths=self.lengths).expand(self.batch_shape)
+        return ops.entropy(*self.potentials, lengths=self.lengths)
 
-    def expand(self, batch_shape: torch.Size, _instance: "MarkovChain | None" = None) -> "MarkovChain":
+    def expand(self, batch_shape: Sequence[int], _instance: "MarkovChain | None" = None) -> "MarkovChain":
         """The same law with a larger batch shape (views, no copies)."""
-        new = self._get_checked_instance(MarkovChain, _instance)
+        new = cast(MarkovChain, self._get_checked_instance(MarkovChain, _instance))
         batch_shape = torch.Size(batch_shape)
-        new.initial_logits = self.initial_logits.expand(*batch_shape, -1)
+        # First to its own batch shape: one that does not hold it is then an error. The others broadcast.
+        new.initial_logits = self.initial_logits.expand(*self.batch_shape, -1).expand(*batch_shape, -1)
         new.transition_logits = self.transition_logits
         new.observation_logits = self.observation_logits
         new.lengths = None if self.lengths is None else self.lengths.expand(batch_shape)
@@ -290,28 +293,33 @@ class MarkovChain(TorchDistribution):
         r"""The law left unchanged by one transition: :math:`\pi = \pi A`, :math:`\sum_i \pi_i = 1`.
 
         Returns:
-            (..., K), probabilities, differentiable.
+            (*batch_shape, K), probabilities, differentiable.
 
         Raises:
-            ValueError: transitions differ between steps, or the chain has several recurrent classes (then the
-                stationary distribution is not unique).
+            ValueError: transitions differ between steps, a row of them is -inf throughout, or the chain has several
+                recurrent classes (then the stationary distribution is not unique).
 
         Example:
             >>> probs = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
-            >>> MarkovChain(torch.zeros(2), probs.log(), num_steps=2).stationary_distribution()
+            >>> MarkovChain(torch.zeros(2), probs.log()).stationary_distribution()
             tensor([0.8333, 0.1667])
         """
         matrix = self._shared_matrix("stationary_distribution")
-        # Replace one of the K dependent equations pi (A - I) = 0 by the normalisation.
-        equations = (matrix - torch.eye(self.num_states, dtype=matrix.dtype, device=matrix.device)).mT
-        singular = torch.linalg.svdvals(equations.detach())
-        if self.num_states > 1:
-            tolerance = singular[..., 0] * self.num_states * torch.finfo(matrix.dtype).eps
-            if (singular[..., -2] <= tolerance).any():
-                raise ValueError(
-                    "transition_logits: expected one recurrent class of states; "
-                    "with several the stationary distribution is not unique"
-                )
+        if (self.transition_logits.amax(-1) == -torch.inf).any():
+            raise ValueError("transition_logits: expected a possible transition from every state, got a row of -inf")
+        # One recurrent class is the same as a state that every state leads to.
+        leads = (matrix.detach() > 0).to(matrix.dtype) + torch.eye(self.num_states).to(matrix)
+        for _ in range(self.num_states.bit_length()):
+            leads = (leads @ leads > 0).to(matrix.dtype)
+        if not (leads > 0).all(-2).any(-1).all():
+            raise ValueError(
+                "transition_logits: expected one recurrent class of states; "
+                "with several the stationary distribution is not unique"
+            )
+        # A - I, its diagonal from the other entries: 1 - A_ii would lose the digits of a state that is seldom left.
+        moves = matrix - torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))
+        equations = (moves - torch.diag_embed(moves.sum(-1))).mT
+        # One of the K dependent equations pi (A - I) = 0 gives way to the normalisation.
         equations = torch.cat([equations[..., :-1, :], torch.ones_like(equations[..., -1:, :])], -2)
         target = torch.zeros_like(equations[..., 0])
         target[..., -1] = 1.0
@@ -324,10 +332,16 @@ class MarkovChain(TorchDistribution):
             n: number of transitions, at least 0.
 
         Returns:
-            (..., K, K), [from, to].
+            (*batch_shape, K, K), [from, to], differentiable.
 
         Raises:
             ValueError: transitions differ between steps, or n is negative.
+
+        Example:
+            >>> probs = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+            >>> MarkovChain(torch.zeros(2), probs.log()).power(2)
+            tensor([[0.8600, 0.1400],
+                    [0.7000, 0.3000]])
         """
         if n < 0:
             raise ValueError(f"n: expected a number of transitions >= 0, got {n}")
@@ -338,48 +352,68 @@ class MarkovChain(TorchDistribution):
             raise ValueError(
                 f"{method}: expected transitions shared over time, got {self.transition_logits.shape[-3]} of them"
             )
-        return self.transition_logits.squeeze(-3).exp()
+        return self.transition_logits.squeeze(-3).exp().expand(*self.batch_shape, -1, -1)
 
 
 @register_kl(MarkovChain, MarkovChain)
 def _kl_markov_chain(q: MarkovChain, p: MarkovChain) -> Tensor:
-    """KL(q || p) = E_q[log q - log p], exact, from q's marginals."""
-    if (q.num_states, q.num_steps) != (p.num_states, p.num_steps):
+    """KL(q || p) = E_q[log q - log p], exact, from q's marginals. Zero where q has no possible path.
+
+    A chain of open length (no num_steps, no lengths) is compared at the steps of the other.
+    """
+    told = [chain for chain in (q, p) if chain._num_steps is not None or chain.lengths is not None]
+    sizes = {(chain.num_states, chain.num_steps) for chain in told or [q]}
+    if len(sizes) > 1 or q.num_states != p.num_states:
         raise ValueError(
             f"kl_divergence: expected chains of the same states and steps, "
-            f"got K={q.num_states}, T={q.num_steps} and K={p.num_states}, T={p.num_steps}"
+            f"got {q.num_states} states in {tuple(q.event_shape)} and {p.num_states} states in {tuple(p.event_shape)}"
         )
-    q_lengths, p_lengths = (
-        torch.tensor(c.num_steps, device=c.initial_logits.device) if c.lengths is None else c.lengths for c in (q, p)
-    )
-    if (q_lengths != p_lengths).any():
+    ((_, num_steps),) = sizes
+    every = torch.tensor(num_steps, device=q.initial_logits.device)
+    lengths = [every if chain.lengths is None else chain.lengths for chain in told]
+    if (lengths[0] != lengths[-1]).any():
         raise ValueError("kl_divergence: expected chains of the same lengths")
-    q_chain, p_chain = (as_chain(*c.potentials, lengths=c.lengths) for c in (q, p))
+    q_chain, p_chain = (as_chain(*chain._potentials(num_steps), lengths=lengths[0]) for chain in (q, p))
     each = q_chain.transition.shape[-3] > 1 or p_chain.transition.shape[-3] > 1
-    log_z, states, transitions = ops.smooth(*q.potentials, lengths=q.lengths, transitions="each" if each else "sum")
+    log_z, states, transitions = ops.smooth(*q_chain[:3], lengths=lengths[0], transitions="each" if each else "sum")
     if not each:
         transitions = transitions.unsqueeze(-3)
-    energies = [expected_potential(chain, states, transitions) for chain in (q_chain, p_chain)]
-    return (energies[0] - log_z) - (energies[1] - p.log_normalizer)
+    q_energy, p_energy = (expected_potential(chain, states, transitions) for chain in (q_chain, p_chain))
+    # Where p has no possible path its energy is -inf already.
+    divergence = (q_energy - finite(log_z)) - (p_energy - finite(p._log_normalizer(num_steps, lengths[0])))
+    return torch.where(log_z > -torch.inf, divergence, 0.0)
 
 
-def _normalize(logits: Tensor) -> Tensor:
+def normalize(logits: Tensor) -> Tensor:
     """Rows that sum to one in probability; a row of -inf stays one."""
     return logits - finite(logsumexp(logits, -1)).unsqueeze(-1)
 
 
-def _resolve_num_steps(
-    transition: Tensor, observation: Tensor | None, lengths: Tensor | None, num_steps: int | None
-) -> int | None:
+def _sum_entries(table: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+    """Sum over steps of `table[..., t, index[..., t]]` where valid, (...).
+
+    Args:
+        table: (..., T or 1, n).
+        index: (..., T).
+        valid: (..., T), bool.
+    """
+    # An index into the table's own memory: a gather would need it, or its gradient, expanded over batch and time.
+    rows = torch.arange(table.shape[:-1].numel(), device=table.device).view(table.shape[:-1])
+    entries = table.reshape(-1)[rows * table.shape[-1] + index]
+    return torch.where(valid, entries, 0.0).sum(-1)
+
+
+def _fixed_num_steps(transition: Tensor, observation: Tensor | None, num_steps: int | None) -> int | None:
+    """The number of steps that the arguments tell; None if they leave it open."""
     told = {}
     if num_steps is not None:
+        if not isinstance(num_steps, int) or num_steps < 0:
+            raise ValueError(f"num_steps: expected an integer >= 0, got {num_steps!r}")
         told["num_steps"] = num_steps
-    if observation is not None:
+    if observation is not None and observation.dim() > 1:
         told["observation_logits"] = observation.shape[-2]
-    if transition.shape[-3] > 1:
+    if transition.dim() > 2 and transition.shape[-3] != 1:
         told["transition_logits"] = transition.shape[-3] + 1
     if len(set(told.values())) > 1:
         raise ValueError(f"arguments disagree on the number of steps: {told}")
-    if told:
-        return next(iter(told.values()))
-    return None if lengths is None else int(lengths.max())
+    return next(iter(told.values()), None)

@@ -13,10 +13,12 @@ def fill_unread(value: Tensor, read: Tensor, fn: torch.distributions.Distributio
     Args:
         value: (*batch, *event), observations.
         read: bool, broadcasts with batch; True where the value counts.
-        fn: the distribution that will score the value; its event dimensions are the value's.
+        fn: the distribution that will score the value; its event dimensions are the value's, and its batch shape
+            broadcasts with the value's.
 
     Returns:
-        `value` with the unread entries replaced, of the broadcast batch shape.
+        `value` with the unread entries replaced, of the broadcast batch shape. Where the support differs between
+        entries and the replacement is outside of it, the entry stays as it is.
 
     Example:
         >>> x = torch.tensor([1.0, float("nan"), 3.0])
@@ -24,14 +26,22 @@ def fill_unread(value: Tensor, read: Tensor, fn: torch.distributions.Distributio
         tensor([3., 3., 3.])
     """
     event_dim = len(fn.event_shape)
-    batch = value.shape[: value.dim() - event_dim]
-    event = value.shape[value.dim() - event_dim :]
-    shape = torch.broadcast_shapes(batch, read.shape)
-    read = read.expand(shape)
+    batch, event = value.shape[: value.dim() - event_dim], value.shape[value.dim() - event_dim :]
+    batch = torch.broadcast_shapes(batch, read.shape)
+    value, read = value.expand(batch + event), read.expand(batch)
     if read.all():
-        return value.expand(shape + event)
-    value = value.expand(shape + event)
-    flat = value.reshape(-1, *event)
-    # argmax of the mask is its first True; without any, the distribution itself knows a value of its support.
-    filler = flat[read.reshape(-1).int().argmax()] if read.any() else fn.sample().reshape(-1, *event)[0].to(value.dtype)
-    return torch.where(read[(..., *(None,) * event_dim)], value, filler)
+        return value
+    if read.any():
+        # argmax of the mask is its first True.
+        filler = value.reshape(-1, *event)[read.reshape(-1).int().argmax()]
+    else:
+        # No data at all: the distribution itself knows a value of its support.
+        filler = fn.sample().reshape(-1, *event)[0].to(value.dtype)
+    filled = torch.where(read[(..., *(None,) * event_dim)], value, filler)
+    support = fn.support if fn._validate_args else None  # what validation would refuse
+    if support is None:
+        return filled
+    refused = ~support.check(filled) & ~read
+    # An entry stands for all that the distribution scores it against, such as the values of an enumerated state.
+    refused = refused.int().sum_to_size(batch) > 0
+    return torch.where(refused[(..., *(None,) * event_dim)], value, filled)

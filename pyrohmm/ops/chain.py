@@ -110,7 +110,9 @@ def as_chain(
             )
     num_steps, num_states = observation_logits.shape[-2:]
     if num_states == 0:
-        raise ValueError(f"observation_logits: expected at least one state, got shape {tuple(observation_logits.shape)}")
+        raise ValueError(
+            f"observation_logits: expected at least one state, got shape {tuple(observation_logits.shape)}"
+        )
     if initial_logits.shape[-1] != num_states:
         raise ValueError(
             f"initial_logits: expected {num_states} states in the last dimension as in observation_logits "

@@ -1,5 +1,6 @@
 """The vectorised form of the loop: states are enumerated, sites recorded, and one factor is left; or it simulates."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,7 +10,7 @@ from pyro.distributions import Categorical, Unit
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import IndepMessenger
-from pyro.poutine.runtime import _ENUM_ALLOCATOR, am_i_wrapped
+from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK, am_i_wrapped
 from torch import Tensor
 
 from pyrohmm import ops
@@ -33,7 +34,8 @@ class CollapsedLoop(LoopMessenger):
         self.run: float = 0
         self.plates = enclosing_plates()
         enumerated = getattr(_ENUM_ALLOCATOR, "dim_to_id", {})
-        leftmost = min([dim, *self.plates, *enumerated]) - _MARGIN
+        around = [loop.layout.leftmost - 2 * len(loop.sites) for loop in _PYRO_STACK if isinstance(loop, CollapsedLoop)]
+        leftmost = min([dim, *self.plates, *enumerated, *around]) - _MARGIN
         self.layout = Layout(dim, leftmost, frozenset(self.plates))
         self.sites: list[StateSite] = []
         self.terms: list[list[Term]] = [[], []]
@@ -41,9 +43,9 @@ class CollapsedLoop(LoopMessenger):
         self.probing = False
         self._names: set[str] = set()
         self._num_states_seen = 0
-        self._pending: list[tuple[str, TorchDistributionMixin, int]] = []
+        self._pending: list[Callable[[], None]] = []  # draws of the first step, should it turn out to simulate
         self._drawn: dict[int, Tensor] = {}  # enumeration dimension -> index of the drawn state
-        self._simulated_plates: dict[str, tuple[Any, int]] = {}
+        self._shapes: dict[str, tuple[Any, int]] = {}  # site -> plates opened in the body, event dimensions
 
     def begin(self, step: slice, *, probing: bool = False) -> None:
         """Prepare for the next run of the body, over the steps of a slice."""
@@ -80,14 +82,18 @@ class CollapsedLoop(LoopMessenger):
             if data is not None:
                 axis = data.dim() + self.dim - len(fn.event_shape)
                 msg["value"], msg["is_observed"] = data[(slice(None),) * axis + (self.step,)], True
-        if msg["infer"].get("_deterministic"):
-            if self.simulating:
-                self._remember(msg, self._select(plain(msg["value"]), len(fn.event_shape)))
+        event_dim = len(fn.event_shape)
+        deterministic = msg["infer"].get("_deterministic")
+        if deterministic and event_dim == msg["value"].dim():
+            event_dim = 0  # Pyro's default takes all dimensions for event dimensions
+        self._shapes[name] = (msg["cond_indep_stack"], event_dim)
+        if deterministic:
+            self._when_simulating(lambda: self._select(plain(msg["value"]), event_dim), name)
         elif msg["is_observed"]:
             self._observe(msg)
         elif self.simulating and self.run > 1:
             msg["value"] = self._draw(fn)
-            self._remember(msg, msg["value"])
+            self.simulated.setdefault(name, []).append(msg["value"])
         elif fn.has_enumerate_support and fn.event_shape == ():
             self._enumerate(msg)
         else:
@@ -95,16 +101,12 @@ class CollapsedLoop(LoopMessenger):
             if not self.simulating:
                 self._begin_simulation()
             msg["value"] = self._draw(fn)
-            self._remember(msg, msg["value"])
+            self.simulated.setdefault(name, []).append(msg["value"])
 
     def _observe(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
-        # A factor (Unit) may accompany a simulation; data may not.
         if self.simulating:
-            if isinstance(fn, Unit):
-                return
-            latent = next(iter(self.simulated))
-            raise ValueError(_mixed_message(self.name, latent, name))
+            raise ValueError(_mixed_message(self.name, list(self.simulated)[-1], name))
         value = plain(torch.as_tensor(msg["value"]))
         read = self.read_mask(msg["mask"])
         if read is not None and read.dim() < -self.layout.leftmost and not isinstance(fn, Unit):
@@ -141,9 +143,7 @@ class CollapsedLoop(LoopMessenger):
             log_prob = fn.log_prob(value)
         self._record(msg, "state", log_prob)
         if self.run == 1:
-            self._pending.append((name, fn, dim))
-            if self.simulating:
-                self._draw_pending()
+            self._when_simulating(lambda: self._draw_state(fn, support, dim), name)
         msg["value"] = track(value, Mark(self, name, "state", int(self.run)))
 
     def _record(self, msg: Any, kind: Any, log_prob: Tensor) -> None:
@@ -152,7 +152,6 @@ class CollapsedLoop(LoopMessenger):
         plates = frozenset(frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized)
         term = Term(msg["name"], kind, plain(log_prob), plates, msg["scale"])
         self.terms[0 if self.run == 1 else 1].append(term)
-        self._remember_plates(msg)
 
     def _check_same_site(self, index: int, name: str, num_states: int) -> None:
         if index >= len(self.sites) or self.sites[index].name != name:
@@ -211,61 +210,64 @@ class CollapsedLoop(LoopMessenger):
 
     def _begin_simulation(self) -> None:
         self.simulating = True
-        self._draw_pending()
-
-    def _draw_pending(self) -> None:
-        """Draw the states of the first step, each given those before it."""
-        for name, fn, dim in self._pending:
-            value = self._draw(fn)
-            self.simulated.setdefault(name, []).append(value)
-            support = next(site.support for site in self.sites if site.name == name)
-            self._drawn[dim] = (value.unsqueeze(-1) == support).int().argmax(-1)
+        for draw in self._pending:
+            draw()
         self._pending.clear()
+
+    def _when_simulating(self, draw: Callable[[], Tensor], name: str) -> None:
+        """Remember a site's simulated value, now or as soon as it is known that the loop simulates."""
+
+        def remember() -> None:
+            self.simulated.setdefault(name, []).append(draw())
+
+        if self.simulating:
+            remember()
+        elif self.run == 1:
+            self._pending.append(remember)
+
+    def _draw_state(self, fn: TorchDistributionMixin, support: Tensor, dim: int) -> Tensor:
+        value = self._draw(fn)
+        self._drawn[dim] = (value.unsqueeze(-1) == support).int().argmax(-1)
+        return value
 
     def _draw(self, fn: TorchDistributionMixin) -> Tensor:
         """Draw a site for all enumerated values of the states, and select those drawn before."""
-        plates = self._plate_shape()
-        shape = torch.broadcast_shapes(fn.batch_shape, plates)
+        plates = [1] * self._rank
+        for dim, size in self.plates.items():
+            plates[dim] = size
         with torch.no_grad():
-            value = plain(fn.expand(shape).sample())
+            value = plain(fn.expand(torch.broadcast_shapes(fn.batch_shape, plates)).sample())
         return self._select(value, len(fn.event_shape))
 
     def _select(self, value: Tensor, event_dim: int) -> Tensor:
-        batch = value.dim() - event_dim
+        """The entries of a value, computed for all enumerated states, that belong to the drawn ones."""
+        # From the leftmost dimension on, so that what lies left of the next one is gone.
         for dim, index in sorted(self._drawn.items()):
-            if batch < -dim:
-                continue
-            # Dimensions to the left of this one have been selected, and have size one.
             axis = value.dim() - event_dim + dim
-            value = value[(0,) * axis]
+            if axis < 0:
+                continue
+            value = value.reshape(value.shape[axis:])
             if value.shape[0] > 1:
-                shape = torch.broadcast_shapes(value.shape[1 : value.dim() - event_dim], index.shape)
-                value = value.expand(value.shape[:1] + (1,) * 0 + _padded(value, shape, event_dim))
-                picked = index.expand(shape).reshape(1, *shape, *(1,) * event_dim).expand(1, *value.shape[1:])
-                value = value.gather(0, picked)
+                batch, event = value.shape[1 : value.dim() - event_dim], value.shape[value.dim() - event_dim :]
+                batch = torch.broadcast_shapes(batch, index.shape)
+                picked = index.expand(batch)[(None, ..., *(None,) * event_dim)].expand(1, *batch, *event)
+                value = value.expand(-1, *batch, *event).gather(0, picked)
             value = value[0]
-            batch = value.dim() - event_dim
+        while value.dim() - event_dim > self._rank and value.shape[0] == 1:
+            value = value[0]
         return value
 
-    def _plate_shape(self) -> torch.Size:
-        shape = [1] * -min([self.dim, *self.plates])
-        for dim, size in self.plates.items():
-            shape[dim] = size
-        return torch.Size(shape)
-
-    def _remember(self, msg: Any, value: Tensor) -> None:
-        self.simulated.setdefault(msg["name"], []).append(value)
-        self._remember_plates(msg)
-
-    def _remember_plates(self, msg: Any) -> None:
-        self._simulated_plates[msg["name"]] = (msg["cond_indep_stack"], len(msg["fn"].event_shape))
+    @property
+    def _rank(self) -> int:
+        """Batch dimensions of a simulated value: time and the plates around the loop."""
+        return -min([self.dim, *self.plates])
 
     def leave_simulated(self) -> None:
         """Put the simulated sequences into the program, as deterministic sites with the full time axis."""
-        read = self.step = slice(0, self.num_steps)
+        self.step = slice(0, self.num_steps)
         read = self.read_mask(None)
         for name, values in self.simulated.items():
-            frames, event_dim = self._simulated_plates[name]
+            frames, event_dim = self._shapes[name]
             value = torch.cat(torch.broadcast_tensors(*values), self.dim - event_dim)
             if read is not None:
                 padding = -1 if any(site.name == name for site in self.sites) else 0
@@ -278,14 +280,10 @@ class CollapsedLoop(LoopMessenger):
                 pyro.deterministic(name, value, event_dim=event_dim)
 
 
-def _padded(value: Tensor, shape: torch.Size, event_dim: int) -> torch.Size:
-    return shape + value.shape[value.dim() - event_dim :]
-
-
 def _mixed_message(loop: str, latent: str, observed: str) -> str:
     return (
         f"site {latent!r} in loop {loop!r} is neither observed nor enumerable, while site {observed!r} is observed: "
-        f"only discrete states can be summed out. Sample {latent!r} before the loop, with its time axis as an event or "
-        f"in a plate (a guide can then propose it), and write obs={latent}[..., t]-like slices in the body; or observe "
-        "it; or use vectorized=False with a guide for each step; with nothing observed at all the loop simulates"
+        f"only discrete states can be summed out. Sample {latent!r} before the loop with its whole time axis, where a "
+        f"guide can propose it, and slice it in the body: pyro.sample({latent!r}, ..., obs=path[:, t]); or give it "
+        "data; or use vectorized=False and a guide for each step. With nothing observed at all the loop simulates"
     )

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.mask_messenger import MaskMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyrohmm.ops.chain import valid_steps
@@ -76,8 +78,8 @@ def conditioned_value(name: str) -> Tensor | None:
     """The data that an enclosing `pyro.condition` has for a site, with its full time axis."""
     for handler in reversed(_PYRO_STACK):
         if isinstance(handler, ConditionMessenger) and name in handler.data:
-            value: Any = handler.data[name]
-            return value["value"] if isinstance(value, dict) else value
+            data: Any = handler.data
+            return data.nodes[name]["value"] if isinstance(data, Trace) else data[name]
     return None
 
 
@@ -89,6 +91,21 @@ def reserved_dim(name: str, dim: int) -> Iterator[None]:
         yield
     finally:
         _DIM_ALLOCATOR.free(name, dim)
+
+
+def check_masks(name: str, dim: int) -> None:
+    """Raise if a mask around the loop differs between steps: it would be applied to the loop's one factor.
+
+    Raises:
+        ValueError: there is such a mask.
+    """
+    for handler in _PYRO_STACK:
+        mask = handler.mask if isinstance(handler, MaskMessenger) else None
+        if isinstance(mask, Tensor) and mask.dim() >= -dim and mask.shape[dim] > 1:
+            raise ValueError(
+                f"loop {name!r}: expected a poutine.mask around it to have size 1 at the time dimension {dim}, got "
+                f"shape {tuple(mask.shape)}; mask the observed sites in the body, by mask[:, t]"
+            )
 
 
 def check_lengths(lengths: Tensor | None, num_steps: int, dim: int) -> None:
@@ -103,10 +120,8 @@ def check_lengths(lengths: Tensor | None, num_steps: int, dim: int) -> None:
     if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
         raise TypeError(f"lengths: expected an int64 tensor, got {got}")
-    if lengths.numel() and not (0 <= int(lengths.min()) and int(lengths.max()) <= num_steps):
-        raise ValueError(
-            f"lengths: expected values in 0..{num_steps}, got {int(lengths.min())}..{int(lengths.max())}"
-        )
+    if lengths.numel() and not (int(lengths.min()) >= 0 and int(lengths.max()) <= num_steps):
+        raise ValueError(f"lengths: expected values in 0..{num_steps}, got {int(lengths.min())}..{int(lengths.max())}")
     plates = enclosing_plates()
     for position in range(1, lengths.dim() + 1):
         size, plate = lengths.shape[-position], plates.get(dim - position)
@@ -115,5 +130,3 @@ def check_lengths(lengths: Tensor | None, num_steps: int, dim: int) -> None:
                 f"lengths: expected size {plate} (the plate at dimension {dim - position}) in dimension {-position}, "
                 f"got shape {tuple(lengths.shape)}"
             )
-
-

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrohmm.ops.chain import valid_steps
 from pyrohmm.program.collapsed import CollapsedLoop
-from pyrohmm.program.loop import check_lengths, reserved_dim, running_loop
+from pyrohmm.program.loop import check_lengths, check_masks, reserved_dim, running_loop
 from pyrohmm.program.sequential import SequentialLoop
 from pyrohmm.program.tracked import keeps_state_of_run
 
@@ -24,7 +24,7 @@ def markov(
     variable is a slice of the time axis. The body runs twice, for `slice(0, 1)` and `slice(1, T)`, and the loop
     leaves one factor in the program, a site with the loop's name,
 
-    .. math:: \log p(x \mid \text{rest}) = \log \sum_{z_{1:T}} p(z_1) \prod_{t<T} p(z_{t+1} \mid z_t) \prod_t p(x_t \mid z_t),
+    .. math:: \log p(x) = \log \sum_{z_{1:T}} p(z_1) \prod_{t<T} p(z_{t+1} \mid z_t) \prod_t p(x_t \mid z_t),
 
     on which every inference algorithm of Pyro works: no enumerating ELBO is needed. When nothing in the body is
     observed, the loop simulates instead, step by step; the simulated sequences are then deterministic sites of the
@@ -76,6 +76,7 @@ def markov(
     if not isinstance(dim, int) or dim >= 0:
         raise ValueError(f"dim: expected a negative integer, got {dim!r}")
     check_lengths(lengths, num_steps, dim)
+    check_masks(name, dim)
     return (_collapsed if vectorized else _sequential)(name, num_steps, dim, lengths)
 
 
@@ -164,7 +165,7 @@ def previous(
             if len(drawn) < lag:
                 raise RuntimeError(f"previous: expected site {site!r} to be simulated in loop {loop.name!r}, it is not")
             return drawn[t.start - lag]
-        return torch.as_tensor(initial, dtype=torch.get_default_dtype()) if isinstance(initial, float) else initial
+        return initial if isinstance(initial, Tensor) else torch.tensor(float(initial))
     start, stop = t.start - lag, t.stop - lag
     source = value.narrow(axis, max(start, 0), max(stop, 0) - max(start, 0))
     fill = torch.as_tensor(initial, dtype=value.dtype, device=value.device)

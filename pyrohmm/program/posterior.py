@@ -94,7 +94,7 @@ def posterior(model: Callable[..., Any], guide: Callable[..., Any] | None = None
                 raise ValueError(
                     f"latent site {name!r} is not fixed: pass a guide that proposes it, or pyro.condition the model"
                 )
-            potentials = node["infer"].get("pyrohmm_potentials")
+            potentials = (node["infer"] or {}).get("pyrohmm_potentials")
             if potentials is not None:
                 potentials = potentials.without_summed_plates()
                 chains[name] = MarkovChain.from_potentials(

@@ -172,7 +172,9 @@ def _aligned(term: Term, run: int, num_steps: int, plates: frozenset[int], layou
     num_sites, num_batch = len(layout.sizes), layout.num_batch_dims
     rank = num_batch + num_sites * (1 if run == 1 else 2)
     if value.dim() > rank:
-        raise ValueError(f"site {term.site!r}: expected at most {rank} batch dimensions, got shape {tuple(value.shape)}")
+        raise ValueError(
+            f"site {term.site!r}: expected at most {rank} batch dimensions, got shape {tuple(value.shape)}"
+        )
     value = value.reshape((1,) * (rank - value.dim()) + value.shape)
     size, steps = value.shape[layout.time], 1 if run == 1 else num_steps - 1
     if size not in (1, steps):

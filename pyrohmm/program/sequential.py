@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyrohmm.distributions.padding import fill_unread
@@ -18,8 +19,12 @@ class SequentialLoop(LoopMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if self.reuse_subsample(msg):
             return
-        name, fn = msg["name"], msg["fn"]
-        msg["name"] = f"{name}_{self.step.start}"
+        fn = msg["fn"]
+        # The innermost loop names a site once for all loops around it: handlers between them must see one name.
+        if not msg["infer"].get("_pyrohmm_named"):
+            loops = [loop for loop in _PYRO_STACK if isinstance(loop, SequentialLoop)]
+            msg["infer"]["_pyrohmm_named"] = msg["name"]
+            msg["name"] += "".join(f"_{loop.step.start}" for loop in loops)
         read = self.read_mask(msg["mask"])
         if read is not None:
             if msg["is_observed"] and isinstance(msg["value"], Tensor):
@@ -30,6 +35,6 @@ class SequentialLoop(LoopMessenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         super()._pyro_post_sample(msg)
-        suffix = f"_{self.step.start}"
-        if isinstance(msg["value"], Tensor) and msg["name"].endswith(suffix):
-            self.simulated.setdefault(msg["name"].removesuffix(suffix), []).append(msg["value"])
+        site = msg["infer"].get("_pyrohmm_named")
+        if site is not None:
+            self.simulated.setdefault(site, []).append(msg["value"])

@@ -13,9 +13,6 @@ from torch import Tensor
 _SCALAR_FUNCTIONS = frozenset(
     getattr(Tensor, name) for name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
 )
-# Reductions by which libraries validate arguments; their result is a plain truth value about all states.
-_REDUCTIONS = frozenset((Tensor.all, Tensor.any, torch.all, torch.any))
-
 
 class Loop(Protocol):
     """What a mark needs of the loop that made it: its name and the number of the present run of the body."""
@@ -84,8 +81,9 @@ class Tracked(Tensor):
         observed = [mark for mark in marks if mark.kind == "observed" and mark.loop.run == mark.run]
         if observed:
             return track(result, observed[0])
-        # What is computed from a state as an index or a condition stays one; numbers are plain tensors again.
-        if states and not result.is_floating_point() and func not in _REDUCTIONS:
+        # What is computed from a state as an index or a condition stays one. Numbers are plain tensors again, and so is
+        # a truth about all states at once, by which distributions validate their arguments.
+        if states and not result.is_floating_point() and result.dim() > 0:
             return track(result, states[0])
         return plain(result)
 

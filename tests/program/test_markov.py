@@ -4,8 +4,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
+import pyrohmm
 from tests.program.programs import CASES, Case
 
 
@@ -30,3 +32,351 @@ def test_elbo_and_gradient_equal_those_of_the_enumerated_sequential_program(name
     assert any(grad.abs().max() > 1e-3 for grad in grads.values())
     for site, grad in grads.items():
         torch.testing.assert_close(grad, expected[site], rtol=1e-6, atol=1e-9, msg=lambda m, s=site: f"{s}: {m}")
+
+
+def test_body_runs_twice():
+    runs = []
+    for t in pyrohmm.markov("time", 7):
+        runs.append(t)
+        z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(7)[t])
+    assert runs == [slice(0, 1), slice(1, 7)]
+
+
+def test_harmless_leftover_of_the_first_state_is_accepted():
+    transition = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+    x = torch.tensor([0.1, 0.3, 1.2, 0.7])
+
+    def model(vectorized=True):
+        z = None
+        for t in pyrohmm.markov("time", 4, vectorized=vectorized):
+            before = z
+            z = pyro.sample("z", dist.Categorical(torch.ones(2) if before is None else transition[before]))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[t])
+
+    expected = TraceEnum_ELBO().loss(lambda: model(vectorized=False), lambda: None)
+    assert Trace_ELBO().loss(model, lambda: None) == pytest.approx(expected)
+
+
+def test_nested_loops():
+    """A segment's state chooses the frames' chain: the inner loop is one factor of the outer one."""
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    outer = torch.tensor([[0.8, 0.2], [0.3, 0.7]], dtype=torch.float64)
+    inner = torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    loc = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+
+    def model(vectorized=True):
+        with pyro.plate("sequences", 2, dim=-3):
+            s = None
+            for t in pyrohmm.markov("segments", 3, dim=-2, vectorized=vectorized):
+                s = pyro.sample("s", dist.Categorical(outer[0] if s is None else outer[s]))
+                z = None
+                for u in pyrohmm.markov("frames", 4, dim=-1, vectorized=vectorized):
+                    z = pyro.sample("z", dist.Categorical(inner[s, 0] if z is None else inner[s, z]))
+                    pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x[:, t, u])
+
+    expected = TraceEnum_ELBO(max_plate_nesting=3).loss(lambda: model(vectorized=False), lambda: None)
+    assert Trace_ELBO().loss(model, lambda: None) == pytest.approx(expected, rel=1e-10)
+
+
+def test_conditioned_program_equals_one_with_data():
+    x = torch.randn(2, 5, 3)
+    loc = torch.randn(2, 3)
+
+    def model(x=None):
+        with pyro.plate("sequences", 2, dim=-2):
+            for t in pyrohmm.markov("time", 5, dim=-1):
+                z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+                pyro.sample("x", dist.Normal(loc[z], 1.0).to_event(1), obs=None if x is None else x[:, t])
+
+    given = poutine.trace(model).get_trace(x).log_prob_sum()
+    torch.testing.assert_close(poutine.trace(pyro.condition(model, {"x": x})).get_trace().log_prob_sum(), given)
+
+
+def test_no_site_of_the_body_and_one_factor_in_the_trace():
+    case = CASES["plain"]
+    trace = poutine.trace(case.model).get_trace(*case.args)
+    sites = [name for name, node in trace.nodes.items() if node["type"] == "sample" and name != "sequences"]
+    assert sites == ["time"]
+    assert trace.nodes["time"]["is_observed"]
+    trace.compute_log_prob()
+    assert trace.nodes["time"]["log_prob"].shape == (3, 1)
+
+
+def test_gradient_is_finite_and_padding_unread_for_ragged_nan_data():
+    case = CASES["ragged, masked"]
+    _, grads = loss_and_grads(case, Trace_ELBO, vectorized=True)
+    assert all(grad.isfinite().all() for grad in grads.values())
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [0, 1, 0], [0, 0, 0], [5, 5, 5]])
+def test_extreme_lengths(lengths):
+    lengths = torch.tensor(lengths)
+    case = CASES["ragged, masked"]
+    x, _, mask = case.args
+    x = torch.where((torch.arange(5) < lengths.unsqueeze(-1)).unsqueeze(-1), x.nan_to_num(0.3), torch.nan)
+    case = Case(case.model, case.guide, (x, lengths, mask))
+    loss, grads = loss_and_grads(case, Trace_ELBO, vectorized=True)
+    expected_loss, expected = loss_and_grads(case, TraceEnum_ELBO, vectorized=False)
+    assert loss == pytest.approx(expected_loss, abs=1e-10)
+    for site, grad in grads.items():
+        torch.testing.assert_close(grad, expected[site], rtol=1e-6, atol=1e-9)
+
+
+# What the loop refuses, and the hint in its message.
+
+
+def run(body, num_steps=4, **kwargs):
+    z = None
+    for t in pyrohmm.markov("time", num_steps, **kwargs):
+        z = body(t, z)
+
+
+def state(z, num_states=2):
+    return pyro.sample("z", dist.Categorical(torch.ones(num_states)))
+
+
+def test_second_order_state_is_refused():
+    second = torch.rand(2, 2, 2)
+
+    def model():
+        one = two = None
+        for t in pyrohmm.markov("time", 4):
+            if one is None:
+                probs = second[0, 0]
+            elif two is None:
+                probs = second[0][one]
+            else:
+                probs = second[two, one]
+            z = pyro.sample("z", dist.Categorical(probs))
+            two, one = one, z
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(4)[t])
+
+    with pytest.raises(ValueError, match="two steps ago"):
+        model()
+
+
+def test_state_kept_in_a_list_and_used_two_steps_later_is_refused():
+    loc = torch.zeros(2, 2)
+
+    def model():
+        states = []
+        for t in pyrohmm.markov("time", 4):
+            states.append(pyro.sample("z", dist.Categorical(torch.ones(2))))
+            mean = loc[states[-3], states[-1]] if len(states) > 2 else 0.0
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.zeros(4)[t])
+
+    with pytest.raises(ValueError, match="two steps ago"):
+        model()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda z: 1.0 if z == 1 else 0.0,
+        lambda z: 1.0 if z else 0.0,
+        lambda z: [0.0, 1.0][z],
+        lambda z: float(z),
+        lambda z: float(z.item()),
+        lambda z: float(z.tolist()[0]),
+        lambda z: 1.0 if (z + 1) > 1 and True else 0.0,
+        lambda z: 1.0 if (z == 0) & (z == 1) else 0.0,
+    ],
+)
+@pytest.mark.parametrize("num_states", [1, 2])
+def test_branch_on_a_state_is_refused(use, num_states):
+    def body(t, z):
+        z = state(z, num_states)
+        pyro.sample("x", dist.Normal(use(z), 1.0), obs=torch.zeros(4)[t])
+
+    with pytest.raises(ValueError, match="'z' has no single value in loop 'time'.*torch.where"):
+        run(body)
+
+
+def test_conditions_on_a_state_within_tensors_are_fine():
+    def body(t, z):
+        z = state(z)
+        assert z.shape[0] == 2 and z.dim() > 1 and (z >= 0).all()
+        loc = torch.where((z == 1) | (z > 5), 1.0, -1.0) + torch.nn.functional.one_hot(z, 2).float().sum(-1)
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.zeros(4)[t])
+
+    run(body)
+
+
+def test_unobserved_continuous_site_beside_data_is_refused():
+    def latent_first(t, z):
+        z = state(z)
+        h = pyro.sample("h", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(h, 1.0), obs=torch.zeros(4)[t])
+
+    def latent_last(t, z):
+        z = state(z)
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t])
+        pyro.sample("h", dist.Normal(0.0, 1.0))
+
+    for body in (latent_first, latent_last):
+        with pytest.raises(ValueError, match="'h' in loop 'time' is neither observed nor enumerable.*before the loop"):
+            run(body)
+
+
+def test_different_supports_are_refused():
+    def body(t, z):
+        z = state(z, 2 if t.start == 0 else 3)
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t])
+
+    with pytest.raises(ValueError, match="'z' in loop 'time': expected 2 states at the later steps.*got 3"):
+        run(body)
+
+
+def test_different_state_sites_are_refused():
+    def other_name(t, z):
+        pyro.sample("z" if t.start == 0 else "w", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t])
+
+    def fewer(t, z):
+        if t.start == 0:
+            pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t])
+
+    for body in (other_name, fewer):
+        with pytest.raises(ValueError, match=r"expected the state sites \['z'\] of the first step"):
+            run(body)
+
+
+def test_previous_observation_by_variable_is_refused():
+    def model():
+        x = torch.zeros(())
+        for t in pyrohmm.markov("time", 4):
+            pyro.sample("z", dist.Categorical(torch.ones(2)))
+            hidden = torch.tanh(2 * x)
+            x = pyro.sample("x", dist.Normal(hidden, 1.0), obs=torch.zeros(4)[t])
+
+    with pytest.raises(ValueError, match=r"observed site 'x'.*pyrohmm.previous\('x'"):
+        model()
+
+
+def test_state_used_after_the_loop_is_refused():
+    def model():
+        for t in pyrohmm.markov("time", 4):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+            x = pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t])
+        assert (x + 1).shape == (3,)  # data stay data
+        return torch.ones(2)[z]
+
+    with pytest.raises(ValueError, match="after loop 'time'"):
+        model()
+
+
+def test_loop_without_a_state_is_refused():
+    with pytest.raises(ValueError, match="at least one unobserved discrete state site"):
+        run(lambda t, z: pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t]))
+
+
+def test_unsliced_data_are_refused():
+    def body(t, z):
+        z = state(z)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(4))
+
+    with pytest.raises(ValueError, match=r"'x': expected 1 step\(s\) at the time dimension -1, got 4.*slice"):
+        run(body)
+
+
+def test_site_sampled_twice_is_refused():
+    def body(t, z):
+        pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("z", dist.Categorical(torch.ones(2)))
+
+    with pytest.raises(ValueError, match="'z' is sampled twice"):
+        run(body)
+
+
+def test_state_sites_in_different_plates_are_refused():
+    def model():
+        for t in pyrohmm.markov("time", 4, dim=-2):
+            a = pyro.sample("a", dist.Categorical(torch.ones(2)))
+            with pyro.plate("tones", 3, dim=-1):
+                b = pyro.sample("b", dist.Categorical(torch.ones(2)))
+                pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.zeros(4, 3)[t])
+
+    with pytest.raises(ValueError, match="must share the plates"):
+        model()
+
+
+def test_different_scales_are_refused():
+    def body(t, z):
+        z = state(z)
+        with poutine.scale(scale=0.5):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(4)[t])
+
+    with pytest.raises(ValueError, match="share a scale"):
+        run(body)
+
+
+def test_mask_around_the_loop_that_varies_in_time_is_refused():
+    with poutine.mask(mask=torch.ones(4, dtype=torch.bool)), pytest.raises(ValueError, match="in the body"):
+        pyrohmm.markov("time", 4)
+
+
+def test_plate_at_the_time_dimension_is_refused():
+    def model():
+        with pyro.plate("sequences", 3, dim=-1):
+            for _ in pyrohmm.markov("time", 4, dim=-1):
+                pass
+
+    with pytest.raises(ValueError, match="collide at dim=-1"):
+        model()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"name": ""}, TypeError, "name"),
+        ({"num_steps": 0}, ValueError, "num_steps: expected an integer >= 1, got 0"),
+        ({"dim": 0}, ValueError, "dim: expected a negative integer, got 0"),
+        ({"lengths": torch.tensor([1.0])}, TypeError, "lengths: expected an int64 tensor"),
+        ({"lengths": torch.tensor([1, 5])}, ValueError, r"lengths: expected values in 0..4, got 1..5"),
+    ],
+)
+def test_arguments(kwargs, error, match):
+    with pytest.raises(error, match=match):
+        pyrohmm.markov(**({"name": "time", "num_steps": 4} | kwargs))
+
+
+def test_lengths_must_fit_the_plates():
+    with pyro.plate("sequences", 3, dim=-2), pytest.raises(ValueError, match="expected size 3"):
+        pyrohmm.markov("time", 4, dim=-1, lengths=torch.tensor([4, 4]))
+
+
+# previous
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize("lag", [1, 2, 7])
+def test_previous(vectorized, lag):
+    x = torch.arange(10.0).reshape(2, 5)
+    initial = torch.tensor(-1.0)
+    seen = []
+    for t in pyrohmm.markov("time", 5, dim=-1, vectorized=vectorized):
+        seen.append(pyrohmm.previous("x", x, t, lag=lag, initial=initial))
+        pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[:, t])
+    expected = torch.cat([torch.full((2, min(lag, 5)), -1.0), x[:, : max(5 - lag, 0)]], -1)
+    torch.testing.assert_close(torch.cat(seen, -1), expected)
+
+
+def test_previous_never_shows_the_padding():
+    x = torch.tensor([[1.0, torch.nan, torch.nan], [1.0, 2.0, 3.0]])
+    for t in pyrohmm.markov("time", 3, dim=-1, lengths=torch.tensor([1, 3])):
+        assert pyrohmm.previous("x", x, t).isfinite().all()
+        pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[:, t])
+
+
+def test_previous_errors():
+    with pytest.raises(RuntimeError, match="in the body"):
+        pyrohmm.previous("x", torch.zeros(3), slice(0, 1))
+    for t in pyrohmm.markov("time", 3):
+        with pytest.raises(ValueError, match="lag: expected at least 1, got 0"):
+            pyrohmm.previous("x", torch.zeros(3), t, lag=0, axis=0)
+        pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(3)[t])

@@ -240,7 +240,9 @@ class _LogPartition(torch.autograd.Function):
     """log Z of (initial, transition, observation); its gradient is `_Gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, initial: Tensor, transition: Tensor, observation: Tensor, chain: Chain, kernel: Any) -> Tensor:
+    def forward(
+        ctx: Any, initial: Tensor, transition: Tensor, observation: Tensor, chain: Chain, kernel: Any
+    ) -> Tensor:
         log_probs, log_evidence = kernel.filter(_detached(chain))
         ctx.save_for_backward(initial, transition, observation, log_probs, log_evidence)
         ctx.chain, ctx.kernel = _detached(chain), kernel

@@ -1,0 +1,36 @@
+# Nothing is needed beforehand but Python >= 3.11, make and the package registry: each target sets up .venv for itself.
+
+PYTHON ?= python3
+# pytest's own arguments, e.g. make test PYTEST_ARGS="tests/ops -x"
+PYTEST_ARGS ?= -n auto --maxprocesses=4
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+# The main job: train on English letters; figures and tables go to demo_results/.
+demo: .venv/installed-checks
+	$(BIN)/python -m examples.letters
+
+# All tests but the slow ones, and the doctests. A process a core, so one thread each.
+test: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+# .venv with the project and the extra named after the dash; again when a file it depends on is newer than the stamp.
+# torch comes first, by its pinned version: whatever asked for it later might get another build.
+.venv/installed-%: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or later: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@
+
+# Everything made here but .venv.
+clean:
+	rm -rf build dist demo_results .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,16 @@
+"""Parts of a hidden Markov model as modules: initial and transition logits, emission distributions.
+
+Every part is a `pyro.nn.PyroModule`. Its parameters are real-valued and live in the module, so it trains with any
+torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSample` prior. `state` broadcasts against
+`inputs` and `previous` from the right: an enumerated state (K, 1, 1) against inputs (B, T, C) gives (K, B, T).
+"""
+
+from pyrohmm.nn.emission import BernoulliEmission as BernoulliEmission
+from pyrohmm.nn.emission import CategoricalEmission as CategoricalEmission
+from pyrohmm.nn.emission import GaussianEmission as GaussianEmission
+from pyrohmm.nn.emission import PoissonEmission as PoissonEmission
+from pyrohmm.nn.initial import Initial as Initial
+from pyrohmm.nn.neural_emission import AutoregressiveEmission as AutoregressiveEmission
+from pyrohmm.nn.neural_emission import NeuralEmission as NeuralEmission
+from pyrohmm.nn.transition import NeuralTransition as NeuralTransition
+from pyrohmm.nn.transition import Transition as Transition

@@ -1,0 +1,82 @@
+"""The law of the first state."""
+
+import torch
+from pyro.nn import PyroModule
+from torch import Generator, Tensor, nn
+
+from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network
+
+
+class Initial(PyroModule):
+    """The logits of the first state: a table, or with `context` a network of the inputs added to the table.
+
+    p(z_1 = k | c) = softmax_k(logits_k + net(c)_k), the second term only with `context`.
+
+    Args:
+        num_states: K.
+        context: C, the size of the inputs; 0 for none.
+        hidden: units of the built-in network (one tanh layer).
+        mask: (K,) bool, True where the chain may start; the other logits are always -inf.
+        net: any module from (..., C) to (..., K), in place of the built-in network. Needs `context`.
+        generator: source of the random start; torch's global one if None.
+
+    Attributes:
+        logits: (K,) parameter, small noise at the start.
+
+    Raises:
+        TypeError, ValueError: a size that is no positive int, a `mask` of another shape or dtype or that allows
+            nothing, a `net` that does not fit.
+
+    >>> initial = Initial(3, mask=torch.tensor([True, True, False]))
+    >>> initial().shape, initial.log_probs().exp()[2].item()
+    (torch.Size([3]), 0.0)
+    >>> Initial(3, context=2)(torch.zeros(5, 1, 2)).shape
+    torch.Size([5, 1, 3])
+    """
+
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        num_states: int,
+        context: int = 0,
+        hidden: int = 64,
+        mask: Tensor | None = None,
+        *,
+        net: nn.Module | None = None,
+        generator: Generator | None = None,
+    ):
+        super().__init__()
+        self.num_states = count("num_states", num_states)
+        self.context = count("context", context, least=0)
+        self.register_buffer("mask", allowed(mask, (num_states,)))
+        self.logits = nn.Parameter(0.1 * torch.randn(num_states, generator=generator))
+        if net is not None and not context:
+            raise ValueError("net: expected None since context=0, got a module")
+        self.net = network(net, context, hidden, num_states, generator) if context else None
+
+    def forward(self, inputs: Tensor | None = None) -> Tensor:
+        """The logits of the first state, not normalised.
+
+        Args:
+            inputs: (..., C); read only if the part was built with `context`.
+
+        Returns:
+            (..., K), or (K,) without `context`.
+
+        Raises:
+            ValueError: `inputs` missing or of another size than `context`.
+        """
+        logits = self.logits
+        net = self.net
+        if net is not None:
+            logits = logits + net(context_inputs(inputs, self.context).to(logits.dtype))
+        return forbid(logits, self.mask)
+
+    def log_probs(self, inputs: Tensor | None = None) -> Tensor:
+        """The normalised logits, log p(z_1 = k | inputs), of the same shape and with the same errors as `forward`.
+
+        >>> round(Initial(3).log_probs().exp().sum().item(), 4)
+        1.0
+        """
+        return self(inputs).log_softmax(-1)

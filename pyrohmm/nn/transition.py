@@ -1,0 +1,183 @@
+"""The law of the next state given this one."""
+
+import torch
+from pyro.nn import PyroModule
+from torch import Generator, Tensor, nn
+
+from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network, select
+
+
+class _Transition(PyroModule):
+    """Masking, normalising and the choice of rows; a subclass says in `_logits` what the full matrix is."""
+
+    mask: Tensor | None
+
+    def __init__(self, num_states: int, mask: Tensor | None):
+        super().__init__()
+        self.num_states = count("num_states", num_states)
+        self.register_buffer("mask", allowed(mask, (num_states, num_states)))
+
+    def _logits(self, inputs: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def matrix(self, inputs: Tensor | None = None) -> Tensor:
+        """The logits of every edge, [from, to], not normalised; -inf at forbidden edges.
+
+        Args:
+            inputs: (..., C); read only if the part was built with `context`.
+
+        Returns:
+            (..., K, K), or (K, K) without `context`.
+
+        Raises:
+            ValueError: `inputs` missing or of another size than `context`.
+
+        >>> Transition(3).matrix().shape, NeuralTransition(3, context=2).matrix(torch.zeros(5, 7, 2)).shape
+        (torch.Size([3, 3]), torch.Size([5, 7, 3, 3]))
+        """
+        return forbid(self._logits(inputs), self.mask)
+
+    def log_probs(self, inputs: Tensor | None = None) -> Tensor:
+        """The normalised `matrix`, log p(z_{t+1} = j | z_t = i, inputs) at [..., i, j], with the same shape and errors.
+
+        >>> Transition(3).log_probs().exp().sum(-1).detach().round(decimals=4)
+        tensor([1., 1., 1.])
+        """
+        return self.matrix(inputs).log_softmax(-1)
+
+    def forward(self, state: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """The logits of the next state, not normalised; -inf at forbidden edges.
+
+        Args:
+            state: int64 of any shape, the present state, e.g. (K, 1, 1) if enumerated.
+            inputs: (..., C); read only if the part was built with `context`.
+
+        Returns:
+            (*broadcast(state.shape, inputs.shape[:-1]), K), or (*state.shape, K) without `context`.
+
+        Raises:
+            TypeError: `state` is not int64.
+            ValueError: `inputs` missing or of another size than `context`.
+
+        >>> state = torch.arange(3).reshape(3, 1, 1)
+        >>> Transition(3)(state).shape, NeuralTransition(3, context=2)(state, torch.zeros(5, 7, 2)).shape
+        (torch.Size([3, 1, 1, 3]), torch.Size([3, 5, 7, 3]))
+        """
+        # All edges first, rows after: an enumerated state then costs one matrix for each step, not K.
+        return select(self.matrix(inputs), state)
+
+
+class Transition(_Transition):
+    """A table of logits, one row for each state: p(z_{t+1} = j | z_t = i) = softmax_j(logits_ij).
+
+    Args:
+        num_states: K.
+        mask: (K, K) bool, [from, to], True where an edge is allowed; the other logits are always -inf.
+            `torch.ones(K, K, dtype=torch.bool).triu()` gives a left-to-right chain.
+        sticky: log-odds added to the diagonal at the start.
+        generator: source of the random start; torch's global one if None.
+
+    Attributes:
+        logits: (K, K) parameter, `sticky` times the unit matrix plus small noise at the start.
+
+    Raises:
+        TypeError, ValueError: a size that is no positive int, a `mask` of another shape or dtype or with a row that
+            allows nothing.
+
+    >>> transition = Transition(2, mask=torch.tensor([[True, True], [False, True]]))
+    >>> transition.log_probs()[1].exp().tolist()
+    [0.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        num_states: int,
+        mask: Tensor | None = None,
+        *,
+        sticky: float = 1.0,
+        generator: Generator | None = None,
+    ):
+        super().__init__(num_states, mask)
+        self.logits = _sticky_logits(num_states, sticky, generator)
+
+    def _logits(self, inputs: Tensor | None) -> Tensor:
+        return self.logits
+
+
+class NeuralTransition(_Transition):
+    """Transition logits from a network: of the inputs, or, without them, of learned state embeddings.
+
+    With `context` C > 0 the matrix changes with the inputs c (Bengio and Frasconi 1995, "An input output HMM
+    architecture"):
+
+        p(z_{t+1} = j | z_t = i, c) = softmax_j(logits_ij + net(c)_ij).
+
+    Without, it is one matrix of rank at most `embedding` plus a diagonal, with O(K * embedding) parameters, so that K
+    can be large (Chiu and Rush 2020, "Scaling hidden Markov language models"):
+
+        p(z_{t+1} = j | z_t = i) = softmax_j(net(source_i) . target_j + bias_j + stay_i [i = j]).
+
+    Args:
+        num_states: K.
+        context: C, the size of the inputs; 0 for state embeddings.
+        hidden: units of the built-in network (one tanh layer).
+        embedding: E, the size of the state embeddings; read only without `context`.
+        mask: (K, K) bool, [from, to], True where an edge is allowed; the other logits are always -inf.
+        net: any module in place of the built-in network: from (..., C) to (..., K * K), row by row, with `context`;
+            from (..., E) to (..., E) without.
+        sticky: log-odds added to the diagonal at the start.
+        generator: source of the random start; torch's global one if None.
+
+    Attributes:
+        logits: (K, K) parameter, with `context`.
+        source, target, bias, stay: parameters (K, E), (K, E), (K,), (K,), without `context`.
+
+    Raises:
+        TypeError, ValueError: a size that is no positive int, a `mask` of another shape or dtype or with a row that
+            allows nothing, a `net` that does not fit.
+
+    >>> by_inputs = NeuralTransition(4, context=3)
+    >>> by_inputs(torch.arange(4).reshape(4, 1, 1), torch.zeros(2, 5, 3)).shape
+    torch.Size([4, 2, 5, 4])
+    >>> sum(parameter.numel() for parameter in NeuralTransition(1000, embedding=8, hidden=16).parameters())
+    18280
+    """
+
+    def __init__(
+        self,
+        num_states: int,
+        context: int = 0,
+        hidden: int = 64,
+        embedding: int = 16,
+        mask: Tensor | None = None,
+        *,
+        net: nn.Module | None = None,
+        sticky: float = 1.0,
+        generator: Generator | None = None,
+    ):
+        super().__init__(num_states, mask)
+        self.context = count("context", context, least=0)
+        if context:
+            self.logits = _sticky_logits(num_states, sticky, generator)
+            self.net = network(net, context, hidden, num_states**2, generator)
+        else:
+            count("embedding", embedding)
+            self.source = nn.Parameter(torch.randn(num_states, embedding, generator=generator))
+            # Of size 1/sqrt(E), so that the noise in the logits at the start is no larger for longer embeddings.
+            self.target = nn.Parameter(torch.randn(num_states, embedding, generator=generator) * embedding**-0.5)
+            self.bias = nn.Parameter(torch.zeros(num_states))
+            self.stay = nn.Parameter(torch.full((num_states,), float(sticky)))
+            self.net = network(net, embedding, hidden, embedding, generator)
+
+    def _logits(self, inputs: Tensor | None) -> Tensor:
+        if self.context:
+            logits = self.logits
+            change = self.net(context_inputs(inputs, self.context).to(logits.dtype))
+            return logits + change.unflatten(-1, (self.num_states, self.num_states))
+        scores = self.net(self.source) @ self.target.mT
+        return scores + self.bias.unsqueeze(-2) + self.stay.diag_embed()
+
+
+def _sticky_logits(num_states: int, sticky: float, generator: Generator | None) -> nn.Parameter:
+    noise = 0.1 * torch.randn(num_states, num_states, generator=generator)
+    return nn.Parameter(noise + sticky * torch.eye(num_states))
