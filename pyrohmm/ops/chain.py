@@ -103,6 +103,7 @@ def as_chain(
             raise TypeError(f"{name}: expected a floating tensor, got {got}")
         if value.dim() < dims:
             raise ValueError(f"{name}: expected at least {dims} dimension(s), got shape {tuple(value.shape)}")
+    for name, value in potentials.items():
         if value.dtype != observation_logits.dtype or value.device != observation_logits.device:
             raise TypeError(
                 f"{name}: expected {observation_logits.dtype} on {observation_logits.device} like observation_logits, "
@@ -163,7 +164,8 @@ def as_chain(
         checked = [
             torch.where(read, logits, logits.new_zeros(())) for logits, read in zip(checked, read_logits, strict=True)
         ]
-    return Chain(*checked, lengths, batch_shape)
+    initial, transition, observation = checked
+    return Chain(initial, transition, observation, lengths, batch_shape)
 
 
 def check_impl(impl: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyrohmm.ops.chain import Chain, Impl, as_chain, check_impl
 
@@ -41,8 +40,9 @@ def log_partition(
 
     .. math:: \log Z = \log \sum_{z_{1:T}} \exp\Big(\pi_{z_1} + \sum_{t<T} A_{t, z_t z_{t+1}} + \sum_t o_{t, z_t}\Big)
 
-    The arguments are plain potentials: nothing is normalised. Differentiable twice; the gradient is the vector of
-    expected counts (state and transition marginals).
+    The arguments are plain potentials: nothing is normalised. Differentiable any number of times: the gradient is the
+    vector of expected counts (state and transition marginals), a Hessian product one more forward and backward pass,
+    and what lies beyond plain autograd through the reference.
 
     Args:
         initial_logits: (..., K), potential of the first state.
@@ -134,7 +134,7 @@ def smooth(
     Returns:
         `SmoothResult`: log_partition (...), state_marginals (..., T, K), transition_marginals (..., K, K) for "sum"
         or (..., T-1, K, K) for "each". Zero past the length and for a sequence that no path can explain.
-        Differentiable once.
+        Differentiable.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `log_partition`.
@@ -173,7 +173,7 @@ def entropy(
         impl: which implementation.
 
     Returns:
-        (...), nats. Zero for length 0 and where no path is possible. Differentiable once.
+        (...), nats. Zero for length 0 and where no path is possible. Differentiable.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `log_partition`.
@@ -236,6 +236,20 @@ def _smooth(chain: Chain, each: bool, implementation: ModuleType) -> tuple[Tenso
     return _Smooth.apply(chain.initial, chain.transition, chain.observation, chain, each, implementation)
 
 
+def _hessian_product(
+    ctx: Any, inputs: tuple[Tensor, ...], direction: tuple[Tensor, ...], *, weight: Tensor, offset: Tensor
+) -> tuple[Tensor, ...]:
+    """The implementation's product, or, where a further derivative is wanted, the reference's under plain autograd."""
+    chain, (log_probs, log_evidence), kernel = ctx.chain, ctx.messages, ctx.kernel
+    if torch.is_grad_enabled():
+        from pyrohmm.ops.forward_backward import reference as kernel
+
+        initial, transition, observation = inputs
+        chain = chain._replace(initial=initial, transition=transition, observation=observation)
+        log_probs, log_evidence = kernel.filter(chain)
+    return kernel.hessian_product(chain, log_probs, log_evidence, direction, weight=weight, offset=offset)
+
+
 class _LogPartition(torch.autograd.Function):
     """log Z of (initial, transition, observation); its gradient is `_Gradient`."""
 
@@ -243,16 +257,18 @@ class _LogPartition(torch.autograd.Function):
     def forward(
         ctx: Any, initial: Tensor, transition: Tensor, observation: Tensor, chain: Chain, kernel: Any
     ) -> Tensor:
-        log_probs, log_evidence = kernel.filter(_detached(chain))
+        chain = _detached(chain)
+        log_probs, log_evidence = kernel.filter(chain)
         ctx.save_for_backward(initial, transition, observation, log_probs, log_evidence)
-        ctx.chain, ctx.kernel = _detached(chain), kernel
+        ctx.chain, ctx.kernel = chain, kernel
         return _log_partition(log_evidence)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         initial, transition, observation, log_probs, log_evidence = ctx.saved_tensors
         messages = (log_probs, log_evidence)
-        return *_Gradient.apply(initial, transition, observation, grads[0], ctx.chain, messages, ctx.kernel), None, None
+        found = _Gradient.apply(initial, transition, observation, grads[0], ctx.chain, messages, ctx.kernel)
+        return *found, None, None
 
 
 class _Gradient(torch.autograd.Function):
@@ -269,7 +285,7 @@ class _Gradient(torch.autograd.Function):
         messages: tuple[Tensor, Tensor],
         kernel: Any,
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(initial, transition, observation, weight)
         ctx.chain, ctx.messages, ctx.kernel = chain, messages, kernel
         states, transitions = kernel.smooth(chain, *messages, each=False, weight=weight)
         first = states[..., 0, :] if chain.num_steps else states.sum(-2)
@@ -280,13 +296,10 @@ class _Gradient(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        product = ctx.kernel.hessian_product(
-            ctx.chain, *ctx.messages, grads, weight=weight, offset=torch.zeros_like(weight)
-        )
-        return product.initial, product.transition, product.observation, product.expectation, None, None, None
+        *inputs, weight = ctx.saved_tensors
+        product = _hessian_product(ctx, tuple(inputs), grads, weight=weight, offset=torch.zeros_like(weight))
+        return *product, None, None, None
 
 
 class _Smooth(torch.autograd.Function):
@@ -298,21 +311,20 @@ class _Smooth(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         chain = _detached(chain)
         log_probs, log_evidence = kernel.filter(chain)
+        ctx.save_for_backward(initial, transition, observation)
         ctx.chain, ctx.messages, ctx.each, ctx.kernel = chain, (log_probs, log_evidence), each, kernel
         return _log_partition(log_evidence), *kernel.smooth(chain, log_probs, log_evidence, each=each)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        chain: Chain = ctx.chain
         v_log_z, v_states, v_transitions = grads
         if not ctx.each:
             v_transitions = v_transitions.unsqueeze(-3)
-        direction = (v_states.new_zeros(chain.num_states), v_transitions, v_states)
-        product = ctx.kernel.hessian_product(
-            chain, *ctx.messages, direction, weight=torch.ones_like(v_log_z), offset=v_log_z
+        direction = (v_states.new_zeros(ctx.chain.num_states), v_transitions, v_states)
+        initial, transition, observation, _ = _hessian_product(
+            ctx, ctx.saved_tensors, direction, weight=torch.ones_like(v_log_z), offset=v_log_z
         )
-        return product.initial, product.transition, product.observation, None, None, None
+        return initial, transition, observation, None, None, None
 
 
 def _detached(chain: Chain) -> Chain:

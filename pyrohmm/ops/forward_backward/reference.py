@@ -66,7 +66,8 @@ def smooth(
     else:
         total = torch.zeros_like(chain.transition[..., :1, :, :])
         each = chain.transition.shape[-3] > 1
-    log_beta = _zeros(chain, (*chain.batch_shape, chain.num_states))
+    total = total.double()  # counts grow with T; float32 would lose the small terms
+    log_beta = onward = _zeros(chain, (*chain.batch_shape, chain.num_states))
     for t in reversed(range(chain.num_steps)):
         if t + 1 < chain.num_steps:
             log_beta, onward = _backward_step(chain, t, log_beta, lengths)
@@ -80,6 +81,7 @@ def smooth(
             else:
                 total = total + xi
         state_marginals.append(gamma if weight is None else gamma * weight.unsqueeze(-1))
+    total = total.to(chain.observation.dtype)
     if each and transition_marginals:
         join = torch.stack if weight is None else torch.cat
         total = join(transition_marginals[::-1], dim=-3)
@@ -135,6 +137,8 @@ def hessian_product(
 
     # G_t(k) = E[f after step t | z_t = k], by the forward kernel P(z_{t+1} = j | z_t = i, x).
     initial = torch.zeros_like(chain.initial)
+    shared = chain.transition.shape[-3] == 1
+    counts = torch.zeros_like(chain.transition, dtype=torch.float64 if shared else None)
     transition: list[Tensor] = []
     observation: list[Tensor] = []
     log_beta = future = _zeros(chain, batch_vector)
@@ -153,7 +157,11 @@ def hessian_product(
             future = (onward * ahead).sum(-1)
             gamma = _softmax(log_probs[..., t, :] + log_beta, -1)
             xi = pull(gamma.unsqueeze(-1) * onward, past[t].unsqueeze(-1) + ahead, 2)
-            transition.append(xi.unsqueeze(-3).sum_to_size(chain.transition[..., :1, :, :].shape))
+            xi = xi.unsqueeze(-3).sum_to_size(chain.transition[..., :1, :, :].shape)
+            if shared:
+                counts = counts + xi
+            else:
+                transition.append(xi)
         gamma = _softmax(log_probs[..., t, :] + log_beta, -1) * (t < lengths).unsqueeze(-1)
         observation.append(pull(gamma, past[t] + future, 1))
     if observation:
@@ -161,13 +169,9 @@ def hessian_product(
         product = torch.stack(observation[::-1], -2).sum_to_size(chain.observation.shape)
     else:
         product = torch.zeros_like(chain.observation)
-    if not transition:
-        counts = torch.zeros_like(chain.transition)
-    elif chain.transition.shape[-3] > 1:
+    if transition:
         counts = torch.cat(transition[::-1], -3)
-    else:
-        counts = torch.stack(transition).sum(0)
-    return Tangent(initial, counts, product, expectation)
+    return Tangent(initial, counts.to(product.dtype), product, expectation)
 
 
 def _backward_step(chain: Chain, t: int, log_beta: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
