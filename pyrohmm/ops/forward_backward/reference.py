@@ -66,21 +66,22 @@ def smooth(
     else:
         total = torch.zeros_like(chain.transition[..., :1, :, :])
         each = chain.transition.shape[-3] > 1
+    mass = torch.ones_like(lengths, dtype=chain.observation.dtype) if weight is None else weight
     total = total.double()  # counts grow with T; float32 would lose the small terms
     log_beta = onward = _zeros(chain, (*chain.batch_shape, chain.num_states))
     for t in reversed(range(chain.num_steps)):
         if t + 1 < chain.num_steps:
             log_beta, onward = _backward_step(chain, t, log_beta, lengths)
-        gamma = _softmax(log_probs[..., t, :] + log_beta, -1) * (t < lengths).unsqueeze(-1)
+        gamma = _softmax(log_probs[..., t, :] + log_beta, -1) * torch.where(t < lengths, mass, 0.0).unsqueeze(-1)
         if t + 1 < chain.num_steps:
-            xi = gamma.unsqueeze(-1) * onward * (t + 1 < lengths)[..., None, None]
+            xi = (gamma * (t + 1 < lengths).unsqueeze(-1)).unsqueeze(-1) * onward
             if weight is not None:
-                xi = (xi * weight[..., None, None]).unsqueeze(-3).sum_to_size(total.shape)
+                xi = xi.unsqueeze(-3).sum_to_size(total.shape)
             if each:
                 transition_marginals.append(xi)
             else:
                 total = total + xi
-        state_marginals.append(gamma if weight is None else gamma * weight.unsqueeze(-1))
+        state_marginals.append(gamma)
     total = total.to(chain.observation.dtype)
     if each and transition_marginals:
         join = torch.stack if weight is None else torch.cat
@@ -96,7 +97,7 @@ def hessian_product(
     chain: Chain,
     log_probs: Tensor,
     log_evidence: Tensor,
-    direction: tuple[Tensor, Tensor, Tensor],
+    direction: tuple[Tensor, ...],
     *,
     weight: Tensor,
     offset: Tensor,
@@ -141,7 +142,7 @@ def hessian_product(
     counts = torch.zeros_like(chain.transition, dtype=torch.float64 if shared else None)
     transition: list[Tensor] = []
     observation: list[Tensor] = []
-    log_beta = future = _zeros(chain, batch_vector)
+    log_beta = future = onward = ahead = _zeros(chain, batch_vector)
 
     def pull(marginal: Tensor, conditional: Tensor, extra_dims: int) -> Tensor:
         def wide(value: Tensor) -> Tensor:
@@ -155,15 +156,15 @@ def hessian_product(
             onward = onward * (t + 1 < lengths)[..., None, None]
             ahead = v_at(t) + (v_observation[..., t + 1, :] + future).unsqueeze(-2)
             future = (onward * ahead).sum(-1)
-            gamma = _softmax(log_probs[..., t, :] + log_beta, -1)
+        gamma = _softmax(log_probs[..., t, :] + log_beta, -1) * (t < lengths).unsqueeze(-1)
+        observation.append(pull(gamma, past[t] + future, 1))
+        if t + 1 < chain.num_steps:
             xi = pull(gamma.unsqueeze(-1) * onward, past[t].unsqueeze(-1) + ahead, 2)
             xi = xi.unsqueeze(-3).sum_to_size(chain.transition[..., :1, :, :].shape)
             if shared:
                 counts = counts + xi
             else:
                 transition.append(xi)
-        gamma = _softmax(log_probs[..., t, :] + log_beta, -1) * (t < lengths).unsqueeze(-1)
-        observation.append(pull(gamma, past[t] + future, 1))
     if observation:
         initial = observation[-1].sum_to_size(chain.initial.shape)
         product = torch.stack(observation[::-1], -2).sum_to_size(chain.observation.shape)
@@ -177,11 +178,16 @@ def hessian_product(
 def _backward_step(chain: Chain, t: int, log_beta: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """From the message after step t+1 to the one after step t, and P(z_{t+1} = j | z_t = i, x)."""
     message = chain.transition_at(t) + (chain.observation[..., t + 1, :] + log_beta).unsqueeze(-2)
-    new = logsumexp(message, -1)
-    onward = (message - finite(new).unsqueeze(-1)).exp()
+    # One exponential serves both the message and the conditional law.
+    shift = finite(message.detach().amax(-1))
+    scores = (message - shift.unsqueeze(-1)).exp()
+    total = scores.sum(-1)
+    possible = total > 0
+    total = torch.where(possible, total, 1.0)
+    new = torch.where(possible, total.log() + shift, -torch.inf)
     # Only ratios of the message matter: the largest entry is kept at zero. Past the end it is all zero.
     new = new - finite(new.detach().amax(-1, keepdim=True))
-    return torch.where((t + 1 < lengths).unsqueeze(-1), new, 0.0), onward
+    return torch.where((t + 1 < lengths).unsqueeze(-1), new, 0.0), scores / total.unsqueeze(-1)
 
 
 def _possible_lengths(chain: Chain, log_evidence: Tensor) -> Tensor:
