@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import scipy.io
 import torch
 
 from pyrohmm.data.cache import fetch
@@ -71,6 +70,8 @@ def load_polyphony(name: str, *, dtype: torch.dtype | None = None) -> Polyphony:
     if name not in _FILES:
         raise ValueError(f"name must be one of {', '.join(_FILES)}, got {name!r}")
     file, sha256 = _FILES[name]
+    import scipy.io  # slow to import, and only needed here
+
     content = scipy.io.loadmat(fetch(file, _URL + file, sha256, "polyphony"))
     dtype = torch.get_default_dtype() if dtype is None else dtype
     parts = (content[key][0] for key in ("traindata", "validdata", "testdata"))

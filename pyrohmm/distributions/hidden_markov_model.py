@@ -36,7 +36,7 @@ class HiddenMarkovModel(TorchDistribution):
         time_varying: whether the emission's batch shape is (..., T, K) (True; a T of 1 is shared by all steps) or
             (..., K) (False). By default it is (..., T, K) if it has at least two dimensions more than the batch shape
             of `prior`. Say it where an emission of batch shape (B, K) meets a prior without a batch shape.
-        validate_args: as for every torch distribution.
+        validate_args: as for every torch distribution; values are checked by the emission.
 
     Batch shape: that of the prior and the emission, broadcast. Event shape: (T, *emission.event_shape).
     Observations past the prior's `lengths` are never read (they may be NaN); samples hold zeros there.
@@ -345,7 +345,7 @@ class HiddenMarkovModel(TorchDistribution):
             transition = transition.unsqueeze(0)
         first = logsumexp(hmm.initial_logits.unsqueeze(-1) + transition[..., 0, :, :], -2)
         later = transition if transition.shape[-3] == 1 else transition[..., 1:, :, :]
-        prior = MarkovChain(first, later, num_steps=hmm.duration).expand(hmm.batch_shape)
+        prior = MarkovChain(first, later, num_steps=hmm.duration)
         emission = hmm.observation_dist
         return cls(prior, emission, time_varying=len(emission.batch_shape) > 1)
 

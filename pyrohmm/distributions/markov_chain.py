@@ -47,7 +47,7 @@ class MarkovChain(TorchDistribution):
         num_steps: T, where no argument's shape tells it (shared transitions, no observation logits). When it is left
             open, `log_prob` takes T from the value; all else takes the longest of `lengths`, or raises without them.
             The event shape of an open chain without lengths is (1,), as for `pyro.distributions.DiscreteHMM`.
-        validate_args: as for every torch distribution.
+        validate_args: whether `log_prob` checks its value; by default as torch and Pyro are set.
 
     A row of -inf is no law. The chain is then the law of the paths that never leave by such a row, which is what
     the formula says, with Z their total probability.
@@ -56,7 +56,8 @@ class MarkovChain(TorchDistribution):
 
     Raises:
         TypeError: an argument is no tensor of the right kind.
-        ValueError: shapes that do not fit, NaN or +inf potentials, lengths outside 0..T.
+        ValueError: shapes that do not fit, or (where torch's and Pyro's validation is on) NaN or +inf potentials
+            that are read, lengths outside 0..T.
 
     Reference:
         Rabiner (1989); for the conditioned chain, Lafferty, McCallum and Pereira (2001).
@@ -69,9 +70,10 @@ class MarkovChain(TorchDistribution):
         (tensor([0, 0, 0]), tensor([0.5000, 0.5000]))
     """
 
+    # Real; but the check is left to `as_chain`, which knows the entries that count.
     arg_constraints = {  # noqa: RUF012  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-        "initial_logits": constraints.independent(constraints.real, 1),
-        "transition_logits": constraints.independent(constraints.real, 2),
+        "initial_logits": constraints.dependent(event_dim=1),  # pyright: ignore[reportArgumentType]
+        "transition_logits": constraints.dependent(event_dim=2),  # pyright: ignore[reportArgumentType]
     }
     has_enumerate_support = False  # K^T paths: never listed
 
@@ -100,8 +102,11 @@ class MarkovChain(TorchDistribution):
             num_checked = 2 if self._num_steps is None and lengths is None else shown
             unary = initial_logits.new_zeros(num_checked, initial_logits.shape[-1] if initial_logits.dim() else 1)
         checked = as_chain(initial_logits, transition_logits, unary, lengths)
-        self.initial_logits = normalize(checked.initial)
-        self.transition_logits = normalize(checked.transition)
+        # Padding may hold NaN. All else stays as given: a sequence of length 0 too has an initial law.
+        self.initial_logits = normalize(torch.where(initial_logits.isnan(), checked.initial, initial_logits))
+        self.transition_logits = normalize(
+            torch.where(transition_logits.isnan(), checked.transition, transition_logits)
+        )
         self.observation_logits = None if observation_logits is None else checked.observation
         self.lengths = None if lengths is None else checked.lengths.long()
         super().__init__(checked.batch_shape, torch.Size((shown,)), validate_args=validate_args)
@@ -126,7 +131,13 @@ class MarkovChain(TorchDistribution):
             transition_logits: (K, K), (..., 1, K, K) or (..., T-1, K, K).
             observation_logits: (..., T, K).
             lengths: (...), int64; all T when None.
-            validate_args: as for every torch distribution.
+            validate_args: as for the class.
+
+        Returns:
+            A chain whose batch shape is that of the arguments, broadcast.
+
+        Raises:
+            TypeError, ValueError: as for the class.
 
         Example:
             >>> chain = MarkovChain.from_potentials(torch.zeros(2), torch.ones(2, 2), torch.zeros(3, 2))
@@ -140,9 +151,6 @@ class MarkovChain(TorchDistribution):
             leaves = chain.valid[..., 1:].unsqueeze(-1)
             moved = torch.where(leaves, rows, 0.0)
             observation_logits = chain.observation + torch.nn.functional.pad(moved, (0, 0, 0, 1))
-            # A forbidden row is forbidden through its unary potential; the row itself must still be a law.
-            dead = (rows == -torch.inf).unsqueeze(-1)
-            transition_logits = torch.where(dead, 0.0, chain.transition)
         return cls(initial_logits, transition_logits, observation_logits, lengths=lengths, validate_args=validate_args)
 
     @property

@@ -29,7 +29,7 @@ def fill_unread(value: Tensor, read: Tensor, fn: torch.distributions.Distributio
     batch, event = value.shape[: value.dim() - event_dim], value.shape[value.dim() - event_dim :]
     batch = torch.broadcast_shapes(batch, read.shape)
     value, read = value.expand(batch + event), read.expand(batch)
-    if read.all():
+    if read.all() or value.numel() == 0:
         return value
     if read.any():
         # argmax of the mask is its first True.

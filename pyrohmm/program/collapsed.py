@@ -1,7 +1,6 @@
 """The vectorised form of the loop: states are enumerated, sites recorded, and one factor is left; or it simulates."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import pyro
@@ -15,7 +14,14 @@ from torch import Tensor
 
 from pyrohmm import ops
 from pyrohmm.distributions.padding import fill_unread
-from pyrohmm.program.loop import LoopMessenger, conditioned_value, enclosing_plates
+from pyrohmm.program.loop import (
+    LoopMessenger,
+    conditioned_value,
+    enclosing_plates,
+    enumerated_around,
+    inside_plates,
+    refuse_intervention,
+)
 from pyrohmm.program.potentials import Layout, Potentials, StateSite, Term, assemble
 from pyrohmm.program.tracked import Mark, plain, track
 
@@ -41,6 +47,7 @@ class CollapsedLoop(LoopMessenger):
         self.terms: list[list[Term]] = [[], []]
         self.simulating = False
         self.probing = False
+        self._latent: str | None = None  # a site that can only be simulated
         self._names: set[str] = set()
         self._num_states_seen = 0
         self._pending: list[Callable[[], None]] = []  # draws of the first step, should it turn out to simulate
@@ -76,6 +83,7 @@ class CollapsedLoop(LoopMessenger):
         if name in self._names:
             raise ValueError(f"site {name!r} is sampled twice in one step of loop {self.name!r}")
         self._names.add(name)
+        refuse_intervention(self.name, name)
         msg["stop"] = msg["done"] = True
         if not msg["is_observed"]:
             data = conditioned_value(name)
@@ -94,10 +102,11 @@ class CollapsedLoop(LoopMessenger):
         elif self.simulating and self.run > 1:
             msg["value"] = self._draw(fn)
             self.simulated.setdefault(name, []).append(msg["value"])
-        elif fn.has_enumerate_support and fn.event_shape == ():
+        elif fn.has_enumerate_support:
             self._enumerate(msg)
         else:
-            self._refuse_latent(msg)
+            self._latent = name
+            self._refuse_latent(name)
             if not self.simulating:
                 self._begin_simulation()
             msg["value"] = self._draw(fn)
@@ -105,8 +114,13 @@ class CollapsedLoop(LoopMessenger):
 
     def _observe(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
+        if self.simulating and self._latent is not None:
+            raise ValueError(_mixed_message(self.name, self._latent, name))
         if self.simulating:
-            raise ValueError(_mixed_message(self.name, list(self.simulated)[-1], name))
+            raise ValueError(
+                f"loop {self.name!r}: expected something observed at the first step, as site {name!r} is at the later "
+                "ones; without, the loop simulates. A factor of zero is enough: pyro.factor('start', torch.zeros(()))"
+            )
         value = plain(torch.as_tensor(msg["value"]))
         read = self.read_mask(msg["mask"])
         if read is not None and read.dim() < -self.layout.leftmost and not isinstance(fn, Unit):
@@ -125,7 +139,7 @@ class CollapsedLoop(LoopMessenger):
             )
         support = fn.enumerate_support(expand=False)
         num_states = support.shape[0]
-        support = support.reshape(num_states)
+        support = support.reshape(num_states, *fn.event_shape)
         if self.run == 1:
             self.sites.append(StateSite(name, support))
             self.layout.sizes.append(num_states)
@@ -134,7 +148,7 @@ class CollapsedLoop(LoopMessenger):
         # In the first run the number of sites is not known yet, and not needed.
         dim = self.layout.dim(index, int(self.run))
         self._num_states_seen += 1
-        value = support.reshape((num_states,) + (1,) * (-dim - 1))
+        value = support.reshape((num_states,) + (1,) * (-dim - 1) + fn.event_shape)
         if isinstance(fn, Categorical):
             # All values are wanted, and the logits are just that.
             logits = plain(fn.logits).movedim(-1, 0)
@@ -166,10 +180,10 @@ class CollapsedLoop(LoopMessenger):
                 f"got {num_states}"
             )
 
-    def _refuse_latent(self, msg: Any) -> None:
+    def _refuse_latent(self, name: str) -> None:
         observed = [term.site for terms in self.terms for term in terms if term.kind == "observed"]
         if observed:
-            raise ValueError(_mixed_message(self.name, msg["name"], observed[0]))
+            raise ValueError(_mixed_message(self.name, name, observed[0]))
 
     # The factor
 
@@ -189,20 +203,33 @@ class CollapsedLoop(LoopMessenger):
 
     def leave_factor(self) -> None:
         """Put log p(observations | everything else) into the program, as a site named like the loop."""
-        self._declare_dims()
         potentials = self.potentials()
         log_z = ops.log_partition(
             potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
         )
         log_factor = potentials.restore_time(log_z) * potentials.scale
+        self._check_enumerated_around(log_factor, potentials.chains)
         if am_i_wrapped():
             unit = Unit(log_factor)
-            pyro.sample(self.name, unit, obs=unit.sample(), infer={"pyrohmm_potentials": potentials})  # type: ignore[typeddict-unknown-key]
+            with inside_plates(self._shapes[self.sites[0].name][0]):
+                pyro.sample(self.name, unit, obs=unit.sample(), infer={"pyrohmm_potentials": potentials})  # type: ignore[typeddict-unknown-key]
+            self._declare_dims(potentials.chains)
 
-    def _declare_dims(self) -> None:
+    def _check_enumerated_around(self, log_factor: Tensor, chains: frozenset[int]) -> None:
+        """The factor, summed over all else, must not depend on values that differ within a plate it is not in."""
+        for dim, (name, plates) in enumerated_around().items():
+            if log_factor.dim() >= -dim and log_factor.shape[dim] > 1 and not plates <= chains:
+                raise ValueError(
+                    f"site {name!r} is enumerated separately along dimension(s) {sorted(plates - chains)}, along "
+                    f"which loop {self.name!r} has one chain of states, that depends on it: they cannot be summed out "
+                    f"one after the other. Put the loop into the same plate, let a guide sample {name!r}, or use "
+                    "vectorized=False"
+                )
+
+    def _declare_dims(self, declared: frozenset[int]) -> None:
         """Let a site of zero log-probability tell Pyro of the leftmost dimension in use, where no plate does."""
         used = min([self.dim, *(dim for terms in self.terms for term in terms for dim in term.plates)])
-        if am_i_wrapped() and used < min([0, *self.plates]):
+        if used < min([0, *declared]):
             with IndepMessenger(f"_{self.name}_dims", 1, used):
                 pyro.factor(f"_{self.name}_dims", torch.zeros(()))
 
@@ -227,7 +254,9 @@ class CollapsedLoop(LoopMessenger):
 
     def _draw_state(self, fn: TorchDistributionMixin, support: Tensor, dim: int) -> Tensor:
         value = self._draw(fn)
-        self._drawn[dim] = (value.unsqueeze(-1) == support).int().argmax(-1)
+        event_dim = len(fn.event_shape)
+        matches = (value.unsqueeze(-1 - event_dim) == support).unsqueeze(-1).flatten(-1 - event_dim).all(-1)
+        self._drawn[dim] = matches.int().argmax(-1)
         return value
 
     def _draw(self, fn: TorchDistributionMixin) -> Tensor:
@@ -272,11 +301,7 @@ class CollapsedLoop(LoopMessenger):
             if read is not None:
                 padding = -1 if any(site.name == name for site in self.sites) else 0
                 value = torch.where(read[(..., *(None,) * event_dim)], value, torch.full_like(value, padding))
-            with ExitStack() as stack:
-                stack.enter_context(IndepMessenger(self.name, self.num_steps, self.dim))
-                for frame in frames:
-                    if frame.vectorized:
-                        stack.enter_context(IndepMessenger(frame.name, frame.size, frame.dim))
+            with IndepMessenger(self.name, self.num_steps, self.dim), inside_plates(frames):
                 pyro.deterministic(name, value, event_dim=event_dim)
 
 

@@ -1,16 +1,18 @@
 """What the two forms of the loop share: their arguments, masks, and a look at Pyro's stack."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from pyro.poutine.condition_messenger import ConditionMessenger
-from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.do_messenger import DoMessenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame, IndepMessenger
 from pyro.poutine.mask_messenger import MaskMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
+from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -81,6 +83,41 @@ def conditioned_value(name: str) -> Tensor | None:
             data: Any = handler.data
             return data.nodes[name]["value"] if isinstance(data, Trace) else data[name]
     return None
+
+
+def refuse_intervention(loop: str, site: str) -> None:
+    """Raise if an enclosing `poutine.do` names a site of a vectorised loop's body, which it would not see.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if any(isinstance(handler, DoMessenger) and site in handler.data for handler in _PYRO_STACK):
+        raise ValueError(
+            f"site {site!r} in loop {loop!r}: expected no poutine.do on a site of a vectorised loop; use "
+            f"vectorized=False, where the sites are {site}_0, {site}_1, ..."
+        )
+
+
+def enumerated_around() -> dict[int, tuple[str, frozenset[int]]]:
+    """Sites enumerated by an enclosing inference: enumeration dimension -> name, and dimensions of its plates."""
+    found = {}
+    for handler in _PYRO_STACK:
+        nodes = handler.trace.nodes if isinstance(handler, TraceMessenger) else {}
+        for name, node in nodes.items():
+            dim = (node.get("infer") or {}).get("_enumerate_dim")
+            if dim is not None:
+                found[dim] = name, frozenset(frame.dim for frame in node["cond_indep_stack"] if frame.vectorized)
+    return found
+
+
+@contextmanager
+def inside_plates(frames: Iterable[CondIndepStackFrame]) -> Iterator[None]:
+    """Declare sites to be in plates that the body of a loop had opened; subsampling scales are not applied again."""
+    with ExitStack() as stack:
+        for frame in frames:
+            if frame.vectorized:
+                stack.enter_context(IndepMessenger(frame.name, frame.size, frame.dim))
+        yield
 
 
 @contextmanager

@@ -49,7 +49,8 @@ def markov(
     Raises:
         ValueError: lengths that do not fit; an unobserved site that cannot be enumerated; a branch on a state's
             value; a state used two steps later; different state sites or numbers of states at the first and later
-            steps. Each message says what to do instead.
+            steps; data at later steps only. Each message says what to do instead.
+        NotImplementedError: the program is being traced by `torch.jit`, in the vectorised form.
 
     Reference:
         Obermeyer et al. (2019), "Tensor variable elimination for plated factor graphs"; Pyro's `markov`.
@@ -69,6 +70,11 @@ def markov(
         >>> pyrohmm.posterior(model)(x)["time"].viterbi().states
         tensor([0, 0, 1, 1])
     """
+    if vectorized and torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        raise NotImplementedError(
+            "pyrohmm.markov: expected to run outside of torch.jit's tracing, got a traced program; use Trace_ELBO "
+            "instead of JitTrace_ELBO, or jit_compile=False: the body of the loop runs only twice as it is"
+        )
     if not isinstance(name, str) or not name:
         raise TypeError(f"name: expected a non-empty string, got {name!r}")
     if not isinstance(num_steps, int) or num_steps < 1:
@@ -132,15 +138,16 @@ def previous(
         site: name of the observed site.
         value: its data with the full time axis, e.g. (B, T, D); None where the loop simulates.
         t: the loop variable.
-        axis: the axis of `value` that t slices: 1 for `x[:, t]`.
+        axis: the axis of `value` that t slices, of size num_steps: 1 for `x[:, t]`.
         lag: how many steps ago, at least 1.
         initial: the value before the first step; a number, or a tensor that broadcasts against one step.
 
     Returns:
-        What `value[:, t]` would be `lag` steps earlier; entries past a sequence's length are `initial`.
+        What `value[:, t]` would be `lag` steps earlier; entries past a sequence's length are `initial`. A missing
+        observation in between is returned as it stands in `value`: fill NaN first.
 
     Raises:
-        ValueError: lag < 1.
+        ValueError: lag < 1, or `value` has not num_steps entries at `axis`.
         RuntimeError: called outside of a loop, or the site has no simulated value yet.
 
     Example:
@@ -165,7 +172,13 @@ def previous(
             if len(drawn) < lag:
                 raise RuntimeError(f"previous: expected site {site!r} to be simulated in loop {loop.name!r}, it is not")
             return drawn[t.start - lag]
-        return initial if isinstance(initial, Tensor) else torch.tensor(float(initial))
+        return torch.as_tensor(initial)
+    if not -value.dim() <= axis < value.dim() or value.shape[axis] != loop.num_steps:
+        raise ValueError(
+            f"value: expected the full time axis of {loop.num_steps} steps at axis {axis}, got shape "
+            f"{tuple(value.shape)}"
+        )
+    axis %= value.dim()
     start, stop = t.start - lag, t.stop - lag
     source = value.narrow(axis, max(start, 0), max(stop, 0) - max(start, 0))
     fill = torch.as_tensor(initial, dtype=value.dtype, device=value.device)

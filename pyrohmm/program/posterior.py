@@ -30,7 +30,7 @@ class Posterior(dict[str, MarkovChain]):
             states: any shape, int64, as the chain's methods return them.
 
         Returns:
-            State site -> values of its support, of the shape of `states`; -1 where the state is -1.
+            State site -> values of its support, (*states.shape, *event); -1 where the state is -1.
 
         Example:
             >>> import pyro, pyro.distributions as dist, pyrohmm, torch
@@ -46,7 +46,8 @@ class Posterior(dict[str, MarkovChain]):
         result, index = {}, states.clamp(min=0)
         for site in reversed(self._sites[loop]):
             size = len(site.support)
-            result[site.name] = torch.where(states >= 0, site.support[index % size], -1)
+            values = site.support[index % size]
+            result[site.name] = torch.where((states >= 0)[(..., *(None,) * (values.dim() - states.dim()))], values, -1)
             index = index // size
         return dict(reversed(result.items()))
 

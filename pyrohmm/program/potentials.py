@@ -24,7 +24,7 @@ class Term(NamedTuple):
 
 
 class StateSite(NamedTuple):
-    """A state site: its name and the values of its support, (K,)."""
+    """A state site: its name and the values of its support, (K, *event)."""
 
     name: str
     support: Tensor
@@ -152,10 +152,12 @@ def assemble(
         )
     if lengths is not None:
         lengths = lengths.reshape(lengths.shape + (1,) * (-layout.time - 1))
+    # They are summed in the end, so they promote as in a sum.
+    dtype = torch.promote_types(torch.promote_types(initial.dtype, transition.dtype), observation.dtype)
     return Potentials(
-        initial=_strip(initial, 1),
-        transition=_strip(transition, 3),
-        observation=_strip(observation, 2),
+        initial=_strip(initial.to(dtype), 1),
+        transition=_strip(transition.to(dtype), 3),
+        observation=_strip(observation.to(dtype), 2),
         lengths=lengths,
         scale=scale,
         layout=layout,

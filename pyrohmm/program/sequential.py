@@ -30,7 +30,7 @@ class SequentialLoop(LoopMessenger):
             if msg["is_observed"] and isinstance(msg["value"], Tensor):
                 msg["value"] = fill_unread(msg["value"], read, fn)
             msg["mask"] = read if msg["mask"] is not False else False
-        if not msg["is_observed"] and getattr(fn, "has_enumerate_support", False) and fn.event_shape == ():
+        if not msg["is_observed"] and getattr(fn, "has_enumerate_support", False):
             msg["infer"].setdefault("enumerate", "parallel")
 
     def _pyro_post_sample(self, msg: Any) -> None:

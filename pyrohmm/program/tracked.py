@@ -14,6 +14,7 @@ _SCALAR_FUNCTIONS = frozenset(
     getattr(Tensor, name) for name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
 )
 
+
 class Loop(Protocol):
     """What a mark needs of the loop that made it: its name and the number of the present run of the body."""
 

@@ -1,0 +1,358 @@
+"""Fitting by stochastic variational inference."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, SVI, Trace_ELBO
+from torch import nn
+from tqdm.auto import tqdm
+
+from pyrohmm.data import Sequences
+from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
+from pyrohmm.infer.history import History
+from pyrohmm.infer.minibatches import Minibatches
+from pyrohmm.infer.optimizer import ClippedAdam, Schedule
+from pyrohmm.infer.parameters import Parameters
+from pyrohmm.models.isolation import own_parameters, random_state, seeded, set_random_state
+
+Program = Callable[[Sequences], Any]
+
+
+def fit_svi(
+    model: Any,
+    data: Sequences,
+    guide: Program | None = None,
+    *,
+    steps: int = 1000,
+    batch_size: int | None = None,
+    learning_rate: float = 0.01,
+    schedule: Schedule | None = None,
+    clip_norm: float | None = 10.0,
+    validation: Sequences | None = None,
+    evaluate_every: int = 50,
+    patience: int | None = None,
+    num_particles: int = 1,
+    loss: ELBO | None = None,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
+    progress: bool = True,
+) -> History:
+    """Fit the parameters of a Pyro program, and of its guide, by stochastic variational inference with Adam.
+
+    For a model whose only latent sites are the states of `pyrohmm.markov` loops this is maximum likelihood, by exact
+    gradients. The loss is the negative ELBO for each observed time step, in nats; a minibatch gives an estimate of it.
+
+    Parameters of modules are changed in place. They are neither looked up nor left in Pyro's parameter store, so that
+    models do not get in each other's way; what plain functions declare by `pyro.param` is there as usual. Parameters
+    with `requires_grad` off stay as they are. Torch's random state is not touched. Modules are in training mode while
+    they are trained, and in eval mode while they are evaluated on the held-out data.
+
+    Ctrl-C ends the fit as if its steps were done: what was learned is kept, and the checkpoint written.
+
+    Args:
+        model: a Pyro program of `Sequences`, e.g. `pyrohmm.models.HMM`; or an object with `.model` and `.guide`.
+        data: the sequences.
+        guide: a Pyro program of the same argument. Default: the model's `.guide`, or an empty one.
+        steps: number of steps, each on one minibatch.
+        batch_size: sequences in a minibatch, drawn without replacement until all were seen. Default: all.
+        learning_rate: of Adam, at the first step.
+        schedule: of the learning rate: "cosine" (down to 0 at the last step), "exponential" (down to a hundredth), or
+            a function of a torch optimiser that returns a torch scheduler, e.g.
+            `functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100)`; it steps with the fit.
+        clip_norm: the largest Euclidean norm of the gradient of the loss; None for any.
+        validation: held-out sequences. If given, the parameters at the end are those of the best evaluation.
+        evaluate_every: steps between evaluations; there is one after the last step too.
+        patience: stop after so many evaluations that were not better than the best one.
+        num_particles: draws from the guide for each estimate, with the default loss.
+        loss: another ELBO of Pyro, e.g. `TraceEnum_ELBO()`. Default: `Trace_ELBO`.
+        seed: of the minibatches and of all draws. The same seed gives the same numbers.
+        checkpoint: a file. If it exists, the fit goes on from there, to the same numbers as if it had not stopped.
+            It is written every so often and at the end. `steps` may be raised to go on with a finished fit.
+        checkpoint_every: steps between writings.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `History`.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range, nothing is observed or trainable, or
+            the checkpoint does not belong to this fit.
+        FloatingPointError: the loss or its gradient is not finite. The parameters are those before that step.
+
+    Example:
+        >>> from pyrohmm.models import HMM
+        >>> from pyrohmm.nn import BernoulliEmission
+        >>> data = HMM(BernoulliEmission(2, 2, probs=[[0.1, 0.9], [0.8, 0.3]])).simulate(50, 20, seed=0)
+        >>> model = HMM(BernoulliEmission(2, 2, generator=torch.Generator().manual_seed(0)))
+        >>> history = fit_svi(model, data, steps=100, learning_rate=0.1, progress=False)
+        >>> history.num_steps, history.loss[-1] < history.loss[0]
+        (100, True)
+    """
+    _check_sequences("data", data)
+    if validation is not None:
+        _check_sequences("validation", validation)
+    elif patience is not None:
+        raise ValueError(f"patience: expected None since there is no validation, got {patience}")
+    _check_counts(
+        steps=steps,
+        batch_size=batch_size,
+        evaluate_every=evaluate_every,
+        patience=patience,
+        num_particles=num_particles,
+        checkpoint_every=checkpoint_every,
+    )
+    _check_positive(learning_rate=learning_rate, clip_norm=clip_norm)
+    if loss is not None and not isinstance(loss, ELBO):
+        raise TypeError(f"loss: expected a pyro.infer.ELBO, got {type(loss).__name__}")
+    if loss is not None and num_particles != 1:
+        raise ValueError(f"num_particles: expected 1 since the given loss has its own, got {num_particles}")
+    if not isinstance(seed, int):
+        raise TypeError(f"seed: expected an int, got {type(seed).__name__}")
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
+    program = model if callable(model) else getattr(model, "model", None)
+    if not callable(program):
+        raise TypeError(f"model: expected a Pyro program or an object with .model, got {type(model).__name__}")
+    guide = getattr(model, "guide", _empty_guide) if guide is None else guide
+    if not callable(guide):
+        raise TypeError(f"guide: expected a Pyro program, got {type(guide).__name__}")
+
+    modules = _modules(program, guide)
+    elbo = Trace_ELBO(num_particles=num_particles) if loss is None else loss
+    settings = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "schedule": "a function" if callable(schedule) else schedule,
+        "clip_norm": clip_norm,
+        "loss": type(elbo).__name__,
+        "num_particles": num_particles,
+        "num_sequences": len(data),
+        "num_observed": data.num_observed,
+    }
+    frozen = [parameter for module in modules for parameter in module.parameters() if not parameter.requires_grad]
+    adam = ClippedAdam(learning_rate, schedule, steps=steps, clip_norm=clip_norm, frozen=frozen)
+    with own_parameters(*modules), _mode(modules, training=True):
+        fit = _Fit(program, guide, modules, data, validation, adam, elbo, batch_size, seed)
+        with seeded(seed, data.x.device), fit.own_gradients():
+            if path is not None and path.exists():
+                fit.load(load_checkpoint(path, settings))
+            history, began = fit.history, time.perf_counter() - fit.history.seconds
+
+            def save() -> None:
+                history.seconds = time.perf_counter() - began
+                if path is not None and (state := fit.state()) is not None:
+                    save_checkpoint(path, state, settings)
+
+            history.stop_reason = "finished"
+            with tqdm(total=steps, initial=history.num_steps, desc="SVI", disable=not progress) as bar:
+                try:
+                    while True:
+                        if history.num_steps % evaluate_every == 0 or history.num_steps >= steps:
+                            fit.evaluate()
+                        if history.num_steps >= steps:
+                            break
+                        if patience is not None and history.evaluations_since_best >= patience:
+                            history.stop_reason = "patience"
+                            break
+                        fit.step()
+                        bar.set_postfix(fit.progress(), refresh=False)
+                        bar.update()
+                        if history.num_steps % checkpoint_every == 0:
+                            save()
+                except KeyboardInterrupt:
+                    history.stop_reason = "interrupted"
+            save()
+            if fit.best is not None:
+                fit.parameters.load(fit.best)
+    return history
+
+
+class _Fit:
+    """A fit: what it changes and remembers, and how it makes a step."""
+
+    def __init__(
+        self,
+        program: Program,
+        guide: Program,
+        modules: Sequence[nn.Module],
+        data: Sequences,
+        validation: Sequences | None,
+        adam: ClippedAdam,
+        elbo: ELBO,
+        batch_size: int | None,
+        seed: int,
+    ):
+        self.programs = program, guide
+        self.modules, self.validation, self.adam, self.seed = modules, validation, adam, seed
+        self.elbo: Any = elbo  # its type does not tell of the methods that all its kinds have
+        self.device = data.x.device
+        self.batches = Minibatches(data, batch_size, seed)
+        self.history = History()
+        self.best: dict[str, Any] | None = None
+        self._first_step = 0
+        # The last place between two steps, where a fit can be taken up again: it must not change with a broken step.
+        self._place: tuple[int, dict[str, Any]] | None = None
+        scale = len(data) / (data.num_total * data.num_observed)
+        scaled_program, scaled_guide = (poutine.scale(fn, scale) for fn in self.programs)
+        self._svi: Any = SVI(
+            scaled_program, scaled_guide, adam, loss=self.elbo.loss, loss_and_grads=self._loss_and_grads
+        )
+
+        for module in modules:
+            for parameter in module.parameters():
+                # Of another one, Pyro's store would hold and train a copy.
+                parameter.data = parameter.data.contiguous()
+        # One run first, for what only a run makes or finds out: parameters of guides, the plates that a loss asks for.
+        with self._evaluating(), poutine.trace(param_only=True) as capture:
+            self.elbo.loss(*self.programs, data[:batch_size].trim())
+        sites: dict[str, Any] = dict(capture.trace.nodes)
+        found = {name: site["value"].unconstrained() for name, site in sites.items()}
+        self.trained = [parameter for parameter in found.values() if parameter not in adam.frozen]
+        if not self.trained:
+            raise ValueError("model: expected at least one trainable parameter, got none")
+        self.parameters = Parameters(modules, found)
+
+    def step(self) -> None:
+        """Make a step on the next minibatch."""
+        try:
+            loss = self._svi.step(next(self.batches))
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"step {self.history.num_steps + 1}: {error}. The parameters are those before this step. Try a smaller "
+                "learning_rate or clip_norm; scale the data; check that no sequence is impossible under the model "
+                "(a mask of states or edges, labels, values outside of the emission's support)"
+            ) from error
+        learning_rate = self.adam.learning_rate
+        self.adam.step()
+        self.history.learning_rate.append(learning_rate)
+        self.history.loss.append(float(loss))
+        self._place = self.history.num_steps, self._here()
+
+    def _loss_and_grads(self, program: Program, guide: Program, data: Sequences) -> float:
+        loss = self.elbo.loss_and_grads(program, guide, data)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss}")
+        return loss
+
+    def evaluate(self) -> None:
+        """Evaluate the held-out data, once after a step, and keep the parameters if they are the best so far."""
+        history, data = self.history, self.validation
+        if data is None or history.num_steps in (0, *history.evaluated[-1:]):
+            return
+        with self._evaluating():
+            batches = data.batches(self.batches.batch_size or len(data))
+            # The loss of a minibatch is an estimate for the whole set that it is from.
+            total = sum(len(batch) * self.elbo.loss(*self.programs, batch) for batch in batches)
+        loss = total / (data.num_total * data.num_observed)
+        if loss < (math.inf if history.best_validation is None else history.best_validation):
+            self.best = self.parameters.state()
+        history.evaluated.append(history.num_steps)
+        history.validation.append(loss)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        # The same draws at each evaluation: it is the parameters that are compared.
+        with _mode(self.modules, training=False), torch.no_grad(), seeded(self.seed, self.device):
+            yield
+
+    @contextmanager
+    def own_gradients(self) -> Iterator[None]:
+        """Gradients that were there before would be added to the first step's; those of the last step are garbage."""
+        try:
+            for parameter in self.trained:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter in self.trained:
+                parameter.grad = None
+
+    def progress(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        shown = {"loss": self.history.loss[-1]}
+        if self.history.validation:
+            shown["validation"] = self.history.validation[-1]
+        return {name: f"{value:.4f}" for name, value in shown.items()}
+
+    def _here(self) -> dict[str, Any]:
+        return {"batches": self.batches.state(), "random": random_state(self.device)}
+
+    def state(self) -> dict[str, Any] | None:
+        """All that `load` needs; None if nothing is new, or if a step was broken off while it changed parameters."""
+        if self._place is None or not self._place[0] == self.history.num_steps == self._first_step + self.adam.updates:
+            return None
+        return {
+            "parameters": self.parameters.state(),
+            "best": self.best,
+            "optimizer": self.adam.get_state(),
+            "history": asdict(self.history),
+            **self._place[1],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` told."""
+        self.parameters.load(state["parameters"])
+        self.best = state["best"]
+        self.adam.set_state(state["optimizer"])
+        self.history = History(**state["history"])
+        self._first_step = self.history.num_steps
+        self.batches.load(state["batches"])
+        set_random_state(self.device, state["random"])
+
+
+def _empty_guide(data: Sequences) -> None:
+    pass
+
+
+def _modules(*programs: Program) -> list[nn.Module]:
+    """The modules that the programs are, or are methods of; not those that are parts of another one."""
+    owners = [getattr(program, "__self__", program) for program in programs]
+    modules: list[nn.Module] = []
+    for owner in owners:
+        if isinstance(owner, nn.Module) and not any(owner is part for module in modules for part in module.modules()):
+            modules.append(owner)
+    return modules
+
+
+@contextmanager
+def _mode(modules: Sequence[nn.Module], *, training: bool) -> Iterator[None]:
+    """Inside, the modules are in training or eval mode; afterwards each part as before."""
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.train(training)
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
+
+
+def _check_sequences(name: str, value: Any) -> None:
+    if not isinstance(value, Sequences):
+        raise TypeError(f"{name}: expected pyrohmm.data.Sequences, got {type(value).__name__}")
+    if value.num_observed == 0:
+        raise ValueError(f"{name}: expected at least one observed step, got none")
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def _check_positive(**numbers: float | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{name}: expected a positive finite number, got {value!r}")

@@ -1,0 +1,4 @@
+"""Ready hidden Markov models: Pyro programs written with `pyrohmm.markov`, built from the parts of `pyrohmm.nn`."""
+
+from pyrohmm.models.hmm import HMM as HMM
+from pyrohmm.models.neural_hmm import NeuralHMM as NeuralHMM
