@@ -45,8 +45,6 @@ def own_parameters(*modules: nn.Module) -> Iterator[None]:
         for name, parameter in list(store.named_parameters()):
             if id(parameter) in own:
                 del store[name]
-                # Pyro's mark on it, a weak reference, cannot be saved.
-                vars(parameter).pop("unconstrained", None)
         store.set_state({"params": hidden, "constraints": constraints})
         for parameter, flag in trained.items():
             parameter.requires_grad_(flag)

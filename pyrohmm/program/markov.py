@@ -32,7 +32,8 @@ def markov(
 
     State sites need no `infer={"enumerate": "parallel"}`. As in Pyro's own enumeration, a mask (`poutine.mask`)
     applies to observed sites only, and a scale must be common to the sites of the loop. `pyro.condition` on a site of
-    the body takes data with the full time axis. Do not leave the loop by `break`: the factor comes at its end.
+    the body takes data with the full time axis. Do not leave the loop by `break`: the factor comes at its end. What
+    differs between steps must come from slices of tensors, not from a counter in Python.
 
     Args:
         name: name of the factor, and of the time dimension.

@@ -4,10 +4,11 @@ The body runs twice, so a value that it keeps from the first run stands for ever
 state that is right (it is enumerated); for an observation, and for a state of two steps ago, it is not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from pyro.ops.provenance import ProvenanceTensor
 from torch import Tensor
 
 _SCALAR_FUNCTIONS = frozenset(
@@ -50,20 +51,20 @@ class Mark(NamedTuple):
                 "use pyrohmm.posterior(model) to learn about it"
             )
         raise ValueError(
-            f"the state {self.site!r} of two steps ago is used in loop {self.loop.name!r}; a step may depend on the "
-            "state of the previous step only. Carry older states in the state itself (one state a pair), or use "
-            "vectorized=False"
+            f"the state {self.site!r} of two steps ago is used in loop {self.loop.name!r}, itself or in something "
+            "computed from it; a step may depend on the state of the previous step only. Carry older states in the "
+            "state itself: one state a pair"
         )
 
 
 class Tracked(Tensor):
-    """A tensor with a `Mark`. Operations on it check the mark; what must stay tracked does."""
+    """A tensor with `Mark`s. Operations on it check them, and hand them on to what they compute."""
 
-    mark: Mark
+    marks: tuple[Mark, ...] = ()
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        marks = [tensor.mark for tensor in _tracked((args, kwargs)) if hasattr(tensor, "mark")]
+        marks = _oldest(_tracked((args, kwargs)))
         states = [mark for mark in marks if mark.kind == "state"]
         if func in _SCALAR_FUNCTIONS and states:
             mark = states[0]
@@ -74,35 +75,66 @@ class Tracked(Tensor):
             )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-        if not isinstance(result, Tensor):
-            return result
-        for mark in marks:
-            if mark.stale:
-                mark.refuse()
-        observed = [mark for mark in marks if mark.kind == "observed" and mark.loop.run == mark.run]
-        if observed:
-            return track(result, observed[0])
-        # What is computed from a state as an index or a condition stays one. Numbers are plain tensors again, and so is
-        # a truth about all states at once, by which distributions validate their arguments.
-        if states and not result.is_floating_point() and result.dim() > 0:
-            return track(result, states[0])
-        return plain(result)
+        return _handed_on(result, marks)
 
 
-def track(tensor: Tensor, mark: Mark) -> Tensor:
-    """A view of a tensor that carries a mark."""
+def track(tensor: Tensor, *marks: Mark) -> Tensor:
+    """A view of a tensor that carries marks."""
     with torch._C.DisableTorchFunctionSubclass():
         result = tensor.as_subclass(Tracked)
-    result.mark = mark
+    result.marks = marks
     return result
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """A tensor without its mark."""
+    """A tensor without its marks."""
+    if isinstance(tensor, ProvenanceTensor):  # by which Pyro finds a program's dependencies
+        return ProvenanceTensor(plain(tensor._t), tensor._provenance)
     if not isinstance(tensor, Tracked):
         return tensor
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.as_subclass(Tensor)
+
+
+def keeps_state_of_run(variables: dict[str, Any], loop: Loop, run: int) -> bool:
+    """Whether a variable, in a container or as an object's attribute too, holds what came of a state of a given run."""
+    pending: list[Any] = [variables, *(vars(value) for value in variables.values() if hasattr(value, "__dict__"))]
+    seen: set[int] = set()  # a user's containers may hold each other
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tracked):
+            if any(mark.loop is loop and mark.kind == "state" and mark.run == run for mark in value.marks):
+                return True
+        elif isinstance(value, tuple | list | dict) and id(value) not in seen:
+            seen.add(id(value))
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    return False
+
+
+def _handed_on(result: Any, marks: tuple[Mark, ...]) -> Any:
+    """The result of an operation, or the tensors in it, with the marks of its arguments."""
+    if isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result):
+        return type(result)([_handed_on(item, marks) for item in result])
+    if not isinstance(result, Tensor):
+        return result
+    for mark in marks:
+        if mark.stale:
+            mark.refuse()
+    # A truth about all states at once, by which distributions validate their arguments, is no longer about a state.
+    # After its loop, an observation is only data again.
+    kept = [mark for mark in marks if (result.dim() > 0 if mark.kind == "state" else mark.loop.run == mark.run)]
+    return track(result, *kept) if kept else plain(result)
+
+
+def _oldest(tensors: Iterable[Tracked]) -> tuple[Mark, ...]:
+    """The oldest mark of each loop and kind: what is computed from several steps is as old as the first of them."""
+    oldest: dict[tuple[int, str], Mark] = {}
+    for tensor in tensors:
+        for mark in tensor.marks:
+            key = id(mark.loop), mark.kind
+            if key not in oldest or mark.run < oldest[key].run:
+                oldest[key] = mark
+    return tuple(oldest.values())
 
 
 def _tracked(value: Any) -> Iterator[Tracked]:
@@ -113,12 +145,3 @@ def _tracked(value: Any) -> Iterator[Tracked]:
             yield from _tracked(item)
     elif isinstance(value, dict):
         yield from _tracked(list(value.values()))
-
-
-def keeps_state_of_run(variables: dict[str, Any], loop: Loop, run: int) -> bool:
-    """Whether a variable (or a container in one) still holds a state that a given run of the body made."""
-    return any(
-        tensor.mark.loop is loop and tensor.mark.kind == "state" and tensor.mark.run == run
-        for tensor in _tracked(variables)
-        if hasattr(tensor, "mark")
-    )

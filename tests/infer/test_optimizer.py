@@ -49,6 +49,21 @@ def test_equals_torch_adam_on_the_clipped_gradient():
     assert adam.updates == 3
 
 
+def test_order_of_the_parameters_does_not_matter():
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(40, 2, generator=generator)
+    found = []
+    for order in [torch.arange(40), *(torch.randperm(40, generator=generator) for _ in range(20))]:
+        pyro.clear_param_store()
+        values = parameters(*(f"x{i}" for i in range(40)))
+        for value, gradient in zip(values, gradients, strict=True):
+            value.grad = gradient.clone()
+        adam = ClippedAdam(0.1, clip_norm=1.0)
+        adam([values[i] for i in order])
+        found.append(torch.stack([value.grad for value in values]))
+    assert all(torch.equal(found[0], other) for other in found)
+
+
 def test_frozen_parameters_are_left_and_not_counted_in_the_norm():
     x, y = parameters("x", "y")
     adam = ClippedAdam(0.1, clip_norm=1.0, frozen=[y])

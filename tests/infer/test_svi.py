@@ -355,21 +355,24 @@ def test_periodic_checkpoint_of_a_run_that_died(tmp_path):
 
 
 def test_interrupt_in_the_update_does_not_overwrite_the_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "fit.pt"
-    fit(make_model(), make_data(), steps=4, checkpoint=path)
+    path, data = tmp_path / "fit.pt", make_data()
+    fit(make_model(), data, steps=4, checkpoint=path)
     before = path.read_bytes()
     real_step, calls = torch.optim.Adam.step, []
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         calls.append(self)
-        if len(calls) == 2:
+        if len(calls) == 3 * 2 + 2:  # three parameters: the second one of the third step
             raise KeyboardInterrupt
         return real_step(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
-    history = fit(make_model(), make_data(), steps=9, checkpoint=path)
-    assert history.stop_reason == "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        history = fit(make_model(), data, steps=9, checkpoint=path)
+    assert (history.stop_reason, history.num_steps) == ("interrupted", 6)
     assert path.read_bytes() == before
+    resumed = fit(make_model(), data, steps=9, checkpoint=path)
+    assert resumed.loss == fit(make_model(), data, steps=9).loss
 
 
 def test_finished_fit_is_returned_as_it_was_and_can_go_on(tmp_path):

@@ -208,8 +208,9 @@ def test_parameter_store_stays_empty_and_is_not_read():
     model.simulate(2, 3)
     assert pyro.get_param_store()._params["emission.logits"] is other.emission.logits
     pyro.clear_param_store()
-    model.log_prob(data)
-    assert len(pyro.get_param_store()) == 0
+    for use in (model.log_prob, model.posterior, lambda data: model.simulate(2, 3)):
+        use(data)
+        assert len(pyro.get_param_store()) == 0
 
 
 def test_frozen_parameters_stay_frozen():

@@ -326,6 +326,67 @@ def subsampled(x, lengths, vectorized=True):
             pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x[index][:, t])
 
 
+def chains_in_a_subsampled_plate(x, vectorized=True):
+    """The plate around the states is opened in the body, left of time."""
+    initial, transition, loc = param("initial", K), param("transition", K, K), param("loc", K)
+    z = None
+    for t in pyrohmm.markov("time", x.shape[1], dim=-1, vectorized=vectorized):
+        with pyro.plate("sequences", len(x), subsample_size=2, dim=-2) as index:
+            z = pyro.sample("z", dist.Categorical(logits=initial if z is None else transition[z]))
+            pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x[index][:, t])
+
+
+def mixture_of_chains_in_a_plate(x, vectorized=True):
+    """An outer class shared by the chains that a plate in the body holds."""
+    weights = param("weights", 2)
+    initial, transition, loc = param("initial", 2, K), param("transition", 2, K, K), param("loc", 2, K)
+    tone_plate = pyro.plate("tones", D, dim=-1)
+    with pyro.plate("sequences", len(x), dim=-3):
+        c = pyro.sample("c", dist.Categorical(logits=weights), infer={"enumerate": "parallel"})
+        z = None
+        for t in pyrohmm.markov("time", x.shape[1], dim=-2, vectorized=vectorized):
+            with tone_plate:
+                z = pyro.sample("z", dist.Categorical(logits=initial[c] if z is None else transition[c, z]))
+                pyro.sample("x", dist.Normal(loc[c, z], 1.0), obs=x[:, t])
+
+
+def nested_chains_in_a_plate(x, vectorized=True):
+    """A loop in a loop, with a plate in the inner body: its chains are separate given the outer state."""
+    outer, initial = param("outer", 2, 2), param("initial", 2, K)
+    transition, loc = param("transition", 2, K, K), param("loc", K)
+    tone_plate = pyro.plate("tones", x.shape[3], dim=-1)
+    with pyro.plate("sequences", len(x), dim=-4):
+        s = None
+        for t in pyrohmm.markov("segments", x.shape[1], dim=-3, vectorized=vectorized):
+            s = pyro.sample("s", dist.Categorical(logits=outer[0] if s is None else outer[s]))
+            z = None
+            for u in pyrohmm.markov("frames", x.shape[2], dim=-2, vectorized=vectorized):
+                with tone_plate:
+                    z = pyro.sample("z", dist.Categorical(logits=initial[s] if z is None else transition[s, z]))
+                    pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x[:, t, u])
+
+
+def one_hot_states(x, lengths, vectorized=True):
+    initial, transition, loc = param("initial", K), param("transition", K, K), param("loc", K)
+    with pyro.plate("sequences", len(x), dim=-2):
+        z = None
+        for t in pyrohmm.markov("time", x.shape[1], dim=-1, lengths=lengths, vectorized=vectorized):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=initial if z is None else z @ transition))
+            pyro.sample("x", dist.Normal(z @ loc, 1.0), obs=x[:, t])
+
+
+def carried_embedding(x, vectorized=True):
+    """A number computed from the state, not the state itself, reaches the next step."""
+    initial, transition, loc = param("initial", K), param("transition", K, K), param("loc", K)
+    with pyro.plate("sequences", len(x), dim=-2):
+        embedded = None
+        for t in pyrohmm.markov("time", x.shape[1], dim=-1, vectorized=vectorized):
+            logits = initial if embedded is None else embedded @ transition
+            z = pyro.sample("z", dist.Categorical(logits=logits))
+            embedded = torch.nn.functional.one_hot(z, K).to(x.dtype)
+            pyro.sample("x", dist.Normal(embedded @ loc, 1.0), obs=x[:, t])
+
+
 def with_factor(x, vectorized=True):
     initial, transition, loc = param("initial", K), param("transition", K, K), param("loc", K)
     with pyro.plate("sequences", len(x), dim=-2):
@@ -376,6 +437,13 @@ CASES: dict[str, Case] = {
     "mixture": Case(mixture, empty_guide, (ragged(normal(B, T)), LENGTHS), enumerates_outside=True),
     "mixture without a plate": Case(mixture_without_plate, empty_guide, (normal(T),), enumerates_outside=True),
     "subsampled": Case(subsampled, empty_guide, (ragged(normal(B, T)), LENGTHS), options=NESTING),
+    "chains in a subsampled plate of the body": _batch(chains_in_a_subsampled_plate, options=NESTING),
+    "mixture of chains in a plate": _batch(mixture_of_chains_in_a_plate, event=(D,), enumerates_outside=True),
+    "nested, chains in a plate": Case(
+        nested_chains_in_a_plate, empty_guide, (normal(2, 3, 2, D),), options={"max_plate_nesting": 4}
+    ),
+    "one-hot states": Case(one_hot_states, empty_guide, (ragged(normal(B, T)), LENGTHS)),
+    "carried embedding": _batch(carried_embedding),
     "with factors": _batch(with_factor),
     "vectorised particles": _batch(
         global_latent, amortised_guide, options={"num_particles": 4, "vectorize_particles": True, **NESTING}

@@ -123,6 +123,34 @@ def test_previous_simulated_value(lag):
     assert ((x - expected[:, None]).abs() < 0.01).all()
 
 
+def test_previous_simulated_symbol():
+    """Before the first step, an integer stays one, to be an index."""
+    table = torch.eye(4)[[1, 2, 3, 0]]
+    trace = poutine.trace(previous_symbol).get_trace(table)
+    assert trace.nodes["x"]["value"].tolist() == [0, 1, 2, 3, 0]
+
+
+def previous_symbol(table):
+    for t in pyrohmm.markov("time", 5):
+        pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Categorical(table[pyrohmm.previous("x", None, t, initial=3)]))
+
+
+def test_one_hot_states():
+    def model():
+        with pyro.plate("sequences", 500, dim=-2):
+            z = None
+            for _ in pyrohmm.markov("time", 20, dim=-1, lengths=torch.full((500,), 18)):
+                z = pyro.sample("z", dist.OneHotCategorical(INITIAL if z is None else z @ TRANSITION))
+                pyro.sample("x", dist.Normal(z @ LOC, 1.0))
+
+    sites = simulate(model)
+    assert sites["z"].shape == (500, 20, 2) and (sites["z"][:, 18:] == -1).all()
+    z = sites["z"][:, :18].argmax(-1)
+    check_chain(z)
+    assert ((sites["x"][:, :18] > 0) == (z == 1)).all()
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive(parallel):
     samples = Predictive(gaussian, {}, num_samples=7, parallel=parallel)(2, 5)

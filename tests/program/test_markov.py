@@ -5,7 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import JitTrace_ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.inspect import get_dependencies
 
 import pyrohmm
 from tests.program.programs import CASES, Case
@@ -93,6 +94,78 @@ def test_conditioned_program_equals_one_with_data():
     torch.testing.assert_close(poutine.trace(pyro.condition(model, {"x": x})).get_trace().log_prob_sum(), given)
 
 
+def test_intervention_on_a_site_of_the_body_is_refused():
+    case = CASES["plain"]
+    with pytest.raises(ValueError, match=r"'x' in loop 'time': expected no poutine.do.*x_0"):
+        poutine.do(case.model, {"x": case.args[0]})(*case.args)
+
+
+def test_outer_class_that_differs_within_the_chain_is_refused():
+    """Each tone has its class, and one chain sees all tones: the sum over states does not factor."""
+    tones = pyro.plate("tones", 2, dim=-1)
+
+    def model():
+        with tones:
+            c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        for t in pyrohmm.markov("time", 3, dim=-2):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+            with tones:
+                pyro.sample("x", dist.Normal(c + z, 1.0), obs=torch.zeros(3, 2)[t])
+
+    with pytest.raises(ValueError, match=r"'c' is enumerated separately along dimension\(s\) \[-1\]"):
+        TraceEnum_ELBO(max_plate_nesting=2).loss(model, lambda: None)
+
+
+def test_potentials_of_different_precision_are_promoted():
+    x, loc = torch.randn(4, dtype=torch.float64), torch.tensor([-1.0, 1.0])
+
+    def evidence(weights):
+        def model():
+            for t in pyrohmm.markov("time", 4):
+                z = pyro.sample("z", dist.Categorical(weights))
+                pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x[t])
+
+        return poutine.trace(model).get_trace().log_prob_sum()
+
+    torch.testing.assert_close(evidence(torch.ones(2)), evidence(torch.ones(2, dtype=torch.float64)), rtol=1e-6, atol=0)
+
+
+def test_data_at_later_steps_only_need_a_factor_at_the_first():
+    x = torch.randn(5)
+
+    def model(start):
+        z = None
+        for t in pyrohmm.markov("time", 5):
+            first, transition = z is None, torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+            z = pyro.sample("z", dist.Categorical(torch.ones(2) if first else transition[z]))
+            if not first:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[t])
+            elif start:
+                pyro.factor("start", torch.zeros(()))
+
+    with pytest.raises(ValueError, match="something observed at the first step, as site 'x' is at the later ones"):
+        model(False)
+    # The first state has probabilities 0.5, 0.5, so the second has 0.6, 0.4.
+    potentials = torch.tensor([0.6, 0.4]).log(), torch.tensor([[0.9, 0.1], [0.3, 0.7]]).log()
+    observation = dist.Normal(torch.tensor([0.0, 1.0]), 1.0).log_prob(x[1:, None])
+    expected = pyrohmm.ops.log_partition(*potentials, observation)
+    torch.testing.assert_close(poutine.trace(model).get_trace(True).log_prob_sum(), expected)
+
+
+def test_pyros_view_of_dependencies():
+    case = CASES["global latent, amortised guide"]
+    pyro.clear_param_store()
+    found = get_dependencies(case.model, case.args)
+    assert found["prior_dependencies"] == {"h": {"h": set()}, "time": {"time": set(), "h": set()}}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+def test_tracing_by_jit_is_refused():
+    case = CASES["plain"]
+    with pytest.raises(NotImplementedError, match="instead of JitTrace_ELBO"):
+        JitTrace_ELBO(ignore_jit_warnings=True).loss_and_grads(case.model, case.guide, *case.args)
+
+
 def test_no_site_of_the_body_and_one_factor_in_the_trace():
     case = CASES["plain"]
     trace = poutine.trace(case.model).get_trace(*case.args)
@@ -165,6 +238,32 @@ def test_state_kept_in_a_list_and_used_two_steps_later_is_refused():
             states.append(pyro.sample("z", dist.Categorical(torch.ones(2))))
             mean = loc[states[-3], states[-1]] if len(states) > 2 else 0.0
             pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.zeros(4)[t])
+
+    with pytest.raises(ValueError, match="two steps ago"):
+        model()
+
+
+@pytest.mark.parametrize("form", ["code", "memory", "attribute"])
+def test_older_state_in_what_is_computed_from_it_is_refused(form):
+    table = torch.rand(4, 2)
+
+    class Holder:
+        one = two = None
+
+    def model():
+        held, code, memory, before = Holder(), None, torch.zeros(()), None
+        for t in pyrohmm.markov("time", 4):
+            if form == "attribute" and held.two is not None:
+                probs = table[2 * held.two + held.one]
+            elif form == "code" and code is not None:
+                probs = table[code]
+            else:
+                probs = torch.ones(2)
+            z = pyro.sample("z", dist.Categorical(probs))
+            held.two, held.one = held.one, z
+            code, before = z if before is None else 2 * before + z, z
+            memory = torch.tanh(memory + z) if form == "memory" else torch.zeros(())
+            pyro.sample("x", dist.Normal(memory, 1.0), obs=torch.zeros(4)[t])
 
     with pytest.raises(ValueError, match="two steps ago"):
         model()
@@ -370,6 +469,25 @@ def test_previous_never_shows_the_padding():
         assert pyrohmm.previous("x", x, t).isfinite().all()
         pyro.sample("z", dist.Categorical(torch.ones(2)))
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[:, t])
+
+
+def test_previous_at_an_axis_counted_from_the_right():
+    x = torch.arange(6.0).reshape(2, 3)
+    for t in pyrohmm.markov("time", 3, dim=-1, lengths=torch.tensor([3, 1])):
+        given = pyrohmm.previous("x", x, t, axis=-1, initial=9.0)
+        torch.testing.assert_close(given, pyrohmm.previous("x", x, t, axis=1, initial=9.0))
+        pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[:, t])
+
+
+def test_previous_with_a_wrong_axis_is_refused():
+    for t in pyrohmm.markov("time", 3):
+        with pytest.raises(
+            ValueError, match=r"value: expected the full time axis of 3 steps at axis 1, got .*\(3, 2\)"
+        ):
+            pyrohmm.previous("x", torch.zeros(3, 2), t)
+        pyro.sample("z", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(3)[t])
 
 
 def test_previous_errors():

@@ -113,21 +113,24 @@ def simulated_two_states(num_steps):
 
 @pytest.mark.slow
 def test_nuts_recovers_the_simulating_parameters():
-    x = simulated_two_states(300)
-    mcmc = MCMC(NUTS(two_state_program), num_samples=150, warmup_steps=150, disable_progbar=True)
+    x = simulated_two_states(150)
+    mcmc = MCMC(NUTS(two_state_program, max_tree_depth=5), num_samples=80, warmup_steps=80, disable_progbar=True)
     mcmc.run(x)
     samples = mcmc.get_samples()
+    # The likelihood does not know which state is called 0: order them by their location.
+    order = samples["loc"].argsort(-1)
     for site, truth in (("loc", [-1.0, 2.0]), ("stay", [0.9, 0.8])):
-        mean, spread = samples[site].mean(0), samples[site].std(0)
+        draws = samples[site].gather(-1, order)
+        mean, spread = draws.mean(0), draws.std(0)
         assert ((mean - torch.tensor(truth)).abs() < 4 * spread).all()
-        assert (spread < 0.1).all()
+        assert (spread < 0.15).all()
 
 
 def test_nuts_runs_on_the_collapsed_program():
     x = simulated_two_states(30)
     mcmc = MCMC(NUTS(two_state_program, max_tree_depth=4), num_samples=25, warmup_steps=25, disable_progbar=True)
     mcmc.run(x)
-    loc = mcmc.get_samples()["loc"].mean(0)
+    loc = mcmc.get_samples()["loc"].sort(-1).values.mean(0)  # whichever state is called 0
     assert ((loc - torch.tensor([-1.0, 2.0])).abs() < 0.5).all()
 
 
