@@ -67,6 +67,10 @@ class HiddenMarkovModel(TorchDistribution):
         time_varying: bool | None = None,
         validate_args: bool | None = None,
     ):
+        if not isinstance(prior, MarkovChain):
+            raise TypeError(f"prior: expected a MarkovChain, got {type(prior).__name__}")
+        if not isinstance(emission, torch.distributions.Distribution):
+            raise TypeError(f"emission: expected a distribution, got {type(emission).__name__}")
         shape = emission.batch_shape
         if time_varying is None:
             time_varying = len(shape) > len(prior.batch_shape) + 1

@@ -1,7 +1,7 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyrohmm.distributions import MarkovChain
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import Initial, Transition
 from pyrohmm.program import markov, posterior, previous
+from pyrohmm.program.posterior import trace_given
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,20 @@ class HMM(PyroModule):
         parts = nn.ModuleList([self.initial, self.transition, self.emission])
         return sum(parameter.numel() for parameter in parts.parameters() if parameter.requires_grad)
 
-    def log_prob(self, data: Sequences) -> Tensor:
+    def log_prob(self, data: Sequences, guide: Callable[..., Any] | None = None) -> Tensor:
         """The log-likelihood of each sequence, exact, in nats, differentiable in the parameters.
 
-        Latent sites outside of the loop, if any, are drawn once from the guide, or else from their prior.
+        Latent sites outside of the loop, if any, are drawn once from the guide.
 
         Args:
             data: N sequences.
+            guide: the guide that was fitted to the model's latent sites. Default: the model's own.
 
         Returns:
             (N,); -inf for a sequence that is impossible.
 
         Raises:
-            ValueError: as in `forward`.
+            ValueError: as in `forward`, or a latent site outside of the loop that the guide does not sample.
 
         Example:
             >>> from pyrohmm.nn import BernoulliEmission
@@ -167,15 +169,19 @@ class HMM(PyroModule):
             tensor([-8.3178, -2.0794], grad_fn=<...>)
         """
         # The factor of the loop, before the scale of a minibatch.
-        return self._run(data)["time"]["fn"].log_factor.reshape(len(data))
+        guide = self.guide if guide is None else guide
+        with _own_parameters(self, guide):
+            factor: Any = trace_given(self.model, guide, data).nodes["time"]["fn"]
+            return factor.log_factor.reshape(len(data))
 
-    def posterior(self, data: Sequences) -> MarkovChain:
+    def posterior(self, data: Sequences, guide: Callable[..., Any] | None = None) -> MarkovChain:
         """The law of the state paths given the sequences, of batch shape (N,).
 
         Latent sites outside of the loop, if any, are drawn once from the guide.
 
         Args:
             data: N sequences.
+            guide: the guide that was fitted to the model's latent sites. Default: the model's own.
 
         Raises:
             ValueError: as in `forward`, or a latent site outside of the loop that the guide does not sample.
@@ -186,8 +192,9 @@ class HMM(PyroModule):
             >>> chain.batch_shape, chain.marginals.shape
             (torch.Size([5]), torch.Size([5, 4, 2]))
         """
-        with own_parameters(self):
-            return posterior(self.model, self.guide)(data)["time"]
+        guide = self.guide if guide is None else guide
+        with _own_parameters(self, guide):
+            return posterior(self.model, guide)(data)["time"]
 
     def simulate(
         self,
@@ -197,6 +204,7 @@ class HMM(PyroModule):
         lengths: Tensor | None = None,
         inputs: Tensor | None = None,
         seed: int | None = None,
+        guide: Callable[..., Any] | None = None,
     ) -> Sequences:
         """Draw sequences, with their states as labels.
 
@@ -208,6 +216,7 @@ class HMM(PyroModule):
             lengths: (N,), int64, steps of each sequence; all T if None.
             inputs: (N, T, C), for parts that read inputs.
             seed: of the random numbers, without any effect on torch's global ones. They are used if it is None.
+            guide: the guide that was fitted to the model's latent sites. Default: the model's own.
 
         Returns:
             `Sequences` with x (N, T, *event), labels (N, T) and the given inputs.
@@ -232,14 +241,11 @@ class HMM(PyroModule):
         inputs = None if inputs is None else inputs.to(device)
         blank = Blank(num_sequences, num_steps, torch.arange(num_sequences, device=device), lengths, inputs)
         with torch.no_grad(), nullcontext() if seed is None else seeded(seed, device):
-            sites = self._run(blank)
+            guide = self.guide if guide is None else guide
+            with _own_parameters(self, guide):
+                drawn = poutine.trace(guide).get_trace(blank)
+                sites: Any = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(blank).nodes
         return Sequences(sites["x"]["value"], lengths, inputs=inputs, labels=sites["z"]["value"])
-
-    def _run(self, data: Sequences | Blank) -> dict[str, Any]:
-        """The sites of a run of the program, its latent ones drawn from the guide."""
-        with own_parameters(self):
-            drawn = poutine.trace(self.guide).get_trace(data)
-            return dict(poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(data).nodes)
 
     def _sample_priors(self) -> None:
         """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them."""
@@ -261,6 +267,10 @@ class HMM(PyroModule):
         return torch.cat([x.flatten(-len(event_shape)) if event_shape else x.unsqueeze(-1) for x in values], -1)
 
     def _check(self, data: Sequences | Blank) -> None:
+        if not isinstance(data, Sequences | Blank):
+            raise TypeError(
+                f"data: expected pyrohmm.data.Sequences, got {type(data).__name__}; see Sequences.from_list"
+            )
         if data.x is not None and data.x.shape[2:] != self.emission.event_shape:
             raise ValueError(
                 f"data: expected x of shape (N, T, *{tuple(self.emission.event_shape)}), like the emission, "
@@ -268,6 +278,10 @@ class HMM(PyroModule):
             )
         if self.use_labels and data.labels is not None and (largest := int(data.labels.max())) >= self.num_states:
             raise ValueError(f"data: expected labels below {self.num_states}, the number of states, got {largest}")
+
+
+def _own_parameters(*programs: Any) -> AbstractContextManager[None]:
+    return own_parameters(*(program for program in programs if isinstance(program, nn.Module)))
 
 
 def _num_states(name: str, part: nn.Module) -> int:

@@ -135,7 +135,8 @@ class CollapsedLoop(LoopMessenger):
         if len(fn.batch_shape) > self.layout.num_batch_dims + 2 * max(1, len(self.sites)):
             raise ValueError(
                 f"site {name!r}: expected plates opened in the body of loop {self.name!r} at most {_MARGIN} "
-                f"dimensions to the left of those around it, got batch shape {tuple(fn.batch_shape)}"
+                f"dimensions to the left of those around it, got batch shape {tuple(fn.batch_shape)}; to pick a row of "
+                "per-step matrices by a state, write pyro.ops.indexing.Vindex(matrices)[..., z, :]"
             )
         support = fn.enumerate_support(expand=False)
         num_states = support.shape[0]
@@ -171,7 +172,7 @@ class CollapsedLoop(LoopMessenger):
         if index >= len(self.sites) or self.sites[index].name != name:
             raise ValueError(
                 f"loop {self.name!r}: expected the state sites {[site.name for site in self.sites]} of the first step "
-                f"in the same order at the later steps, got {name!r}"
+                f"in the same order at the later steps, got {name!r}; a site's name must not contain the step"
             )
         expected = len(self.sites[index].support)
         if num_states != expected:
@@ -209,6 +210,7 @@ class CollapsedLoop(LoopMessenger):
         )
         log_factor = potentials.restore_time(log_z) * potentials.scale
         self._check_enumerated_around(log_factor, potentials.chains)
+        self._check_plates(log_factor, potentials.chains)
         if am_i_wrapped():
             unit = Unit(log_factor)
             with inside_plates(self._shapes[self.sites[0].name][0]):
@@ -224,6 +226,16 @@ class CollapsedLoop(LoopMessenger):
                     f"which loop {self.name!r} has one chain of states, that depends on it: they cannot be summed out "
                     f"one after the other. Put the loop into the same plate, let a guide sample {name!r}, or use "
                     "vectorized=False"
+                )
+
+    def _check_plates(self, log_factor: Tensor, chains: frozenset[int]) -> None:
+        """Refuse sequences in a dimension without a plate, beside plates: Pyro would count them once a plate entry."""
+        declared = chains | {loop.dim for loop in _PYRO_STACK if isinstance(loop, LoopMessenger)}
+        for dim in range(max(min([0, *chains]), -log_factor.dim()), 0):
+            if log_factor.shape[dim] > 1 and dim not in declared:
+                raise ValueError(
+                    f"loop {self.name!r}: expected size 1 at dimension {dim}, where there is no plate, got "
+                    f"{log_factor.shape[dim]}; the plates are at dimensions {sorted(chains)}, time is at {self.dim}"
                 )
 
     def _declare_dims(self, declared: frozenset[int]) -> None:

@@ -21,8 +21,9 @@ def markov(
 
     The body is ordinary Pyro: a state site whose distribution depends on the state of the previous step, and any
     observed sites. Several state sites are a factorial chain, several observed sites several streams. The loop
-    variable is a slice of the time axis. The body runs twice, for `slice(0, 1)` and `slice(1, T)`, and the loop
-    leaves one factor in the program, a site with the loop's name,
+    variable is a slice of the time axis, never a number: ask `z is None` for the first step, not `t == 0`. The body
+    runs twice, for `slice(0, 1)` and `slice(1, T)`, and the loop leaves one factor in the program, a site with the
+    loop's name,
 
     .. math:: \log p(x) = \log \sum_{z_{1:T}} p(z_1) \prod_{t<T} p(z_{t+1} \mid z_t) \prod_t p(x_t \mid z_t),
 

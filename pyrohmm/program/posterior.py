@@ -19,6 +19,9 @@ class Posterior(dict[str, MarkovChain]):
         super().__init__(chains)
         self._sites = sites
 
+    def __missing__(self, loop: str) -> MarkovChain:
+        raise KeyError(f"no loop of the program is called {loop!r}; its loops are {list(self)}")
+
     def values_of(self, loop: str, states: Tensor) -> dict[str, Tensor]:
         """The values of each state site of a loop, from states of its chain.
 
@@ -81,20 +84,11 @@ def posterior(model: Callable[..., Any], guide: Callable[..., Any] | None = None
     """
 
     def conditioned(*args: Any, **kwargs: Any) -> Posterior:
-        program, proposed = model, set()
-        if guide is not None:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            proposed = set(guide_trace.nodes)
-            program = poutine.replay(model, trace=guide_trace)
-        trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+        trace = trace_given(model, guide, *args, **kwargs)
         chains, sites = {}, {}
         for name, node in trace.nodes.items():
             if node["type"] != "sample":
                 continue
-            if not node["is_observed"] and name not in proposed:
-                raise ValueError(
-                    f"latent site {name!r} is not fixed: pass a guide that proposes it, or pyro.condition the model"
-                )
             potentials = (node["infer"] or {}).get("pyrohmm_potentials")
             if potentials is not None:
                 potentials = potentials.without_summed_plates()
@@ -107,3 +101,25 @@ def posterior(model: Callable[..., Any], guide: Callable[..., Any] | None = None
         return Posterior(chains, sites)
 
     return conditioned
+
+
+def trace_given(
+    model: Callable[..., Any], guide: Callable[..., Any] | None, *args: Any, **kwargs: Any
+) -> poutine.Trace:
+    """A trace of the model, its latent sites from one draw of the guide.
+
+    Raises:
+        ValueError: a latent site that is neither in the guide nor conditioned.
+    """
+    program, proposed = model, set()
+    if guide is not None:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        proposed = set(guide_trace.nodes)
+        program = poutine.replay(model, trace=guide_trace)
+    trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample" and not node["is_observed"] and name not in proposed:
+            raise ValueError(
+                f"latent site {name!r} is not fixed: pass a guide that proposes it, or pyro.condition the model"
+            )
+    return trace

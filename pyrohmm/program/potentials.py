@@ -175,7 +175,8 @@ def _aligned(term: Term, run: int, num_steps: int, plates: frozenset[int], layou
     rank = num_batch + num_sites * (1 if run == 1 else 2)
     if value.dim() > rank:
         raise ValueError(
-            f"site {term.site!r}: expected at most {rank} batch dimensions, got shape {tuple(value.shape)}"
+            f"site {term.site!r}: expected at most {rank} batch dimensions, got shape {tuple(value.shape)}; is the "
+            "last one an event dimension, .to_event(1)?"
         )
     value = value.reshape((1,) * (rank - value.dim()) + value.shape)
     size, steps = value.shape[layout.time], 1 if run == 1 else num_steps - 1

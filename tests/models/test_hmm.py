@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
@@ -366,3 +366,25 @@ def test_matrix_valued_observations():
     data = model.simulate(3, 4, seed=0)
     assert data.x.shape == (3, 4, 2, 2)
     assert model.log_prob(data).shape == (3,)
+
+
+def test_latent_parameters_come_from_the_fitted_guide():
+    model = HMM(nn.CategoricalEmission(2, 3, generator=torch.Generator().manual_seed(0)))
+    model.transition.logits = PyroSample(dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+    data = Sequences.from_list([[0, 0, 2, 2], [2, 0]])
+    for method in (model.log_prob, model.posterior):
+        with pytest.raises(ValueError, match="'transition.logits' is not fixed: pass a guide"):
+            method(data)
+    guide = AutoDelta(model)
+    pyrohmm.fit_svi(model, data, guide, steps=3, progress=False)
+    fixed = HMM(model.emission, initial=model.initial)
+    with torch.no_grad():
+        fixed.transition.logits.copy_(guide.median()["transition.logits"])
+        torch.testing.assert_close(model.log_prob(data, guide), fixed.log_prob(data))
+        torch.testing.assert_close(model.posterior(data, guide).marginals, fixed.posterior(data).marginals)
+    assert model.simulate(3, 4, seed=0, guide=guide).x.shape == (3, 4)
+
+
+def test_what_is_no_sequences():
+    with pytest.raises(TypeError, match="data: expected pyrohmm.data.Sequences, got Tensor; see Sequences.from_list"):
+        HMM(nn.CategoricalEmission(2, 3)).log_prob(torch.zeros(2, 3))

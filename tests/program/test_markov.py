@@ -498,3 +498,14 @@ def test_previous_errors():
             pyrohmm.previous("x", torch.zeros(3), t, lag=0, axis=0)
         pyro.sample("z", dist.Categorical(torch.ones(2)))
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(3)[t])
+
+
+def test_sequences_outside_of_their_plate_are_refused():
+    def model():
+        with pyro.plate("sequences", 3, dim=-3):
+            for t in pyrohmm.markov("time", 4, dim=-1):
+                pyro.sample("z", dist.Categorical(torch.ones(2)))
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(3, 4)[:, t])
+
+    with pytest.raises(ValueError, match=r"expected size 1 at dimension -2, where there is no plate, got 3"):
+        model()

@@ -165,3 +165,10 @@ def test_posterior_is_differentiable():
     chain = pyrohmm.posterior(model)()["time"]
     (grad,) = torch.autograd.grad(chain.entropy().sum(), loc)
     assert grad.isfinite().all() and grad.abs().max() > 0
+
+
+def test_unknown_loop():
+    case = CASES["no plate"]
+    pyro.clear_param_store()
+    with pytest.raises(KeyError, match=r"no loop of the program is called 'z'; its loops are \['time'\]"):
+        pyrohmm.posterior(case.model)(*case.args)["z"]
