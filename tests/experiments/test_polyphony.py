@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments.polyphony import __main__ as command
-from experiments.polyphony.config import DEFAULTS, Config
+from experiments.polyphony.config import Config, config_for
 from experiments.polyphony.model import build
 from experiments.polyphony.run import nats_per_step, run, run_seed, seen_keys
 from pyrohmm.data import Polyphony, Sequences
@@ -36,8 +36,9 @@ def music() -> Polyphony:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model)
 def test_training_helps_and_figures_agree(music, config):
-    start = nats_per_step(build(music.train, config, seed=0), music.train)
+    start = nats_per_step(build(music.train, config, seed=0).eval(), music.train)
     model, figures = run_seed(music, config, 0, progress=False)
+    assert not model.training  # no dropout in what comes out
     assert figures["train"] < start
     assert figures["validation"] == pytest.approx(min(figures["validation_by_epoch"]), abs=1e-3)
     with torch.no_grad():
@@ -47,15 +48,15 @@ def test_training_helps_and_figures_agree(music, config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model)
 def test_a_key_that_is_not_counted_adds_nothing(music, config):
-    model = build(music.train, config, seed=0)
+    model = build(music.train, config, seed=0).eval()
     seen = seen_keys(music.train)
     assert seen.tolist() == [False, True, True, True, True, False]
     some, every = nats_per_step(model, music.test, seen), nats_per_step(model, music.test)
     assert some < every
     assert nats_per_step(model, music.test, torch.ones(NUM_KEYS, dtype=torch.bool)) == pytest.approx(every, rel=1e-5)
     assert nats_per_step(model, music.test, torch.zeros(NUM_KEYS, dtype=torch.bool)) == pytest.approx(0, abs=1e-5)
-    # The parts' sums: at the start of training the unseen keys do not depend on the state (nor on previous chords
-    # but through the network, which is there in "nnhmm" only), so the likelihood is a product.
+    # At the start an unseen key depends neither on the state nor, but through the network, on the previous chord, so
+    # the likelihood is a product.
     if config.model != "nnhmm":
         assert some + nats_per_step(model, music.test, ~seen) == pytest.approx(every, rel=1e-5)
 
@@ -73,7 +74,6 @@ def test_states_start_near_chords_of_the_music(music):
 def test_the_emission_sees_the_previous_chord(music, kind):
     config = next(config for config in CONFIGS if config.model == kind)
     model, _ = run_seed(music, config, 0, progress=False)
-    model.eval()
     state = torch.arange(2)
     silence, chord = torch.zeros(1, NUM_KEYS), torch.ones(1, NUM_KEYS)
     laws = [model.emission(state, None, previous).base_dist.logits for previous in (silence, chord)]
@@ -96,6 +96,13 @@ def test_run_writes_figures_and_models(music, tmp_path):
     assert result["summary"]["test"]["mean"] == pytest.approx(sum(tests) / 2)
     assert result["summary"]["test"]["std"] == pytest.approx(abs(tests[0] - tests[1]) / 2**0.5)
 
+    again = run(config, [2], music=music, results=tmp_path / "results", runs=tmp_path / "runs", progress=False)
+    assert again["seeds"][:2] == result["seeds"]
+    assert [figures["seed"] for figures in again["seeds"]] == [0, 1, 2]
+    other = replace(config, learning_rate=0.2)
+    other = run(other, [2], music=music, results=tmp_path / "results", runs=tmp_path / "runs", progress=False)
+    assert [figures["seed"] for figures in other["seeds"]] == [2]
+
     model = build(music.train, config, seed=5)
     model.load_state_dict(torch.load(tmp_path / "runs" / "jsb-hmm-2-seed1.pt", weights_only=True))
     assert nats_per_step(model, music.test) == pytest.approx(tests[1], rel=1e-5)
@@ -112,8 +119,9 @@ def test_command_line_overrides_the_defaults(monkeypatch, capsys):
     monkeypatch.setattr(command, "run", fake_run)
     command.main(["--dataset", "jsb", "--model", "nnhmm", "--states", "8", "--seeds", "4"])
     command.main([])
-    expected = Config(**{**DEFAULTS["nnhmm"], "model": "nnhmm", "states": 8})
-    assert calls == [(expected, [4]), (Config(), [0, 1, 2])]
+    assert calls == [(config_for("nnhmm", 8), [4]), (config_for(), [0, 1, 2])]
+    assert calls[0][0].states == 8
+    assert calls[1][0] == Config()
     assert "| nnhmm | 8 | 7 | 1.000 ± 0.500 | 1.000 ± 0.500 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main(["--model", "rnn"])

@@ -1,0 +1,1 @@
+"""How well hidden Markov models predict polyphonic music: see README.md."""
