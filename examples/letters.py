@@ -31,12 +31,9 @@ VOWELS = "aeiou"
 CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 NUM_SYMBOLS = len(ALPHABET)
 NUM_STATES = 8  # of the larger models
-ORDER = 2  # letters before this one that the neural emission sees
+ORDER = 2  # letters before this one that the neural parts see
 SEQUENCE = 64  # letters in a sequence
 COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#BBBBBB"]  # Okabe and Ito
-
-
-# The data
 
 
 def clean_topics() -> dict[str, str]:
@@ -71,11 +68,17 @@ def load(seed: int, limit: int | None = None) -> tuple[Sequences, Sequences]:
         part = pieces[num_held_out < wanted]
         num_held_out += len(texts[name]) if num_held_out < wanted else 0
         part.extend(torch.tensor([ALPHABET.index(letter) for letter in texts[name]]).split(SEQUENCE))
-    train, held_out = pieces
-    return Sequences.from_list(train[:limit]), Sequences.from_list(held_out[:limit])
+    train, held_out = (part[:limit] for part in pieces)
+    return (
+        Sequences.from_list(train, inputs=map(previous_letters, train)),
+        Sequences.from_list(held_out, inputs=map(previous_letters, held_out)),
+    )
 
 
-# The rivals
+def previous_letters(x: Tensor) -> Tensor:
+    """The last letters before each letter of (T,) as one-hot vectors, (T, ORDER * 27); zeros before the start."""
+    lags = [functional.pad(x, (lag, 0), value=NUM_SYMBOLS)[: len(x)] for lag in range(1, ORDER + 1)]
+    return functional.one_hot(torch.stack(lags, 1), NUM_SYMBOLS + 1)[..., :-1].flatten(1).float()
 
 
 def contexts(data: Sequences, order: int) -> Tensor:
@@ -101,9 +104,6 @@ def ngram_bits(train: Sequences, held_out: Sequences, n: int) -> float:
     return -probs[contexts(held_out, n - 1), held_out.x[held_out.valid]].log2().mean().item()
 
 
-# The models
-
-
 def plain_hmm(num_states: int, train: Sequences, seed: int) -> HMM:
     """A classical model: tables of logits. Emissions start near the letters' frequencies."""
     generator = Generator().manual_seed(seed)
@@ -117,21 +117,19 @@ def plain_hmm(num_states: int, train: Sequences, seed: int) -> HMM:
 
 
 def neural_hmm(num_states: int, seed: int) -> NeuralHMM:
-    """The network of the emission sees the state and the last letters; transitions are scores of embeddings."""
-    generator = Generator().manual_seed(seed)
-    hidden = 128
+    """Networks that see the last letters: one for the next state's law given the state, one for the letter's law."""
+    generator, memory, hidden = Generator().manual_seed(seed), ORDER * NUM_SYMBOLS, 64
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = torch.nn.Sequential(
-            torch.nn.Linear(num_states + ORDER * NUM_SYMBOLS, hidden),
-            torch.nn.ReLU(),
-            torch.nn.Linear(hidden, NUM_SYMBOLS),
+            torch.nn.Linear(num_states + memory, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, NUM_SYMBOLS)
         )
         # States that start out alike are slow to become different: give each a voice of its own in the network.
         torch.nn.init.normal_(net[0].weight[:, :num_states], std=0.4)
     return NeuralHMM(
         initial=Initial(num_states, generator=generator),
-        transition=NeuralTransition(num_states, sticky=-1.0, generator=generator),
+        # The letters enter as the data's inputs, so there is a transition matrix for each step.
+        transition=NeuralTransition(num_states, context=memory, sticky=0.0, generator=generator),
         emission=AutoregressiveEmission(num_states, net, family="categorical", dim=NUM_SYMBOLS, order=ORDER),
     )
 
@@ -168,9 +166,6 @@ def check_split(shares: Tensor) -> dict[str, Any]:
     }
 
 
-# What is shown
-
-
 def print_split(split: dict[str, Any]) -> None:
     """The letters by state, the surest first."""
     share = split["share_in_vowel_state"]
@@ -188,59 +183,38 @@ def print_split(split: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def plot(models: dict[str, HMM], data: Sequences, path: Path) -> None:
-    """Decoded states over a stretch of text, the posterior beneath, and the transition matrices."""
+    """Decoded states over a stretch of text, the posterior beneath, and how often each state follows each."""
     from matplotlib.figure import Figure  # only here: the rest of the example runs without it
 
-    text = data[int(data.lengths.argmax())].trim()
-    letters = [ALPHABET[x] for x in text.x[0].tolist()]
+    text = data[max(range(len(data)), key=lambda i: len(data.x[i].unique()))].trim()  # many kinds of letters
+    num_steps, middle = text.num_steps, {"ha": "center", "va": "center"}
     figure = Figure(figsize=(12, 6), dpi=100, layout="constrained")
-    grid = figure.subplots(2, 2, width_ratios=[4, 1], squeeze=False)
+    grid = figure.subplots(2, 2, width_ratios=[4, 1])
     for (stretch, matrix), (title, model) in zip(grid, models.items(), strict=True):
         posterior = model.posterior(text)
-        states, marginals = posterior.viterbi().states[0].tolist(), posterior.marginals[0]
-        steps, bottom = range(len(letters)), torch.zeros(len(letters))
-        for state in range(model.num_states):
-            stretch.bar(steps, marginals[:, state], 1.0, bottom=bottom, color=COLOURS[state])
-            bottom = bottom + marginals[:, state]
-        for step, (letter, state) in enumerate(zip(letters, states, strict=True)):
-            stretch.text(
-                step,
-                1.16,
-                letter.replace(" ", "_"),  # a space cannot be seen
-                ha="center",
-                va="center",
-                family="monospace",
-                fontsize=13,
-                bbox={"facecolor": COLOURS[state], "edgecolor": "none", "pad": 1.5},
-            )
-            stretch.text(step, 1.34, str(state), ha="center", va="center", fontsize=7, color="0.35")
-        stretch.set(xlim=(-0.5, len(letters) - 0.5), ylim=(0, 1.42), xticks=[], yticks=[0, 0.5, 1])
-        stretch.set_ylabel("posterior")
-        stretch.set_title(
-            f"{title}: most probable path (letters, numbers), posterior of each state (bars)", fontsize=11
-        )
+        bottom = torch.zeros(num_steps)
+        for share, colour in zip(posterior.marginals[0].T, COLOURS, strict=False):
+            stretch.bar(range(num_steps), share.tolist(), 1.0, bottom=bottom.tolist(), color=colour)
+            bottom += share
+        for step, (symbol, state) in enumerate(zip(text.x[0].tolist(), posterior.mode[0].tolist(), strict=True)):
+            box = {"facecolor": COLOURS[state], "edgecolor": "none", "pad": 1.5}
+            letter = ALPHABET[symbol].replace(" ", "_")  # a space cannot be seen
+            stretch.text(step, 1.13, letter, family="monospace", fontsize=13, bbox=box, **middle)
+            stretch.text(step, 1.3, str(state), fontsize=9, **middle)  # for those who cannot tell the colours
+        stretch.set(xlim=(-0.5, num_steps - 0.5), ylim=(0, 1.38), xticks=[], yticks=[0, 0.5, 1], ylabel="posterior")
+        stretch.set_title(f"{title}: the most probable path, and the posterior of each state beneath")
         stretch.spines[["top", "right", "bottom"]].set_visible(False)
-        probs = model.transition.log_probs().exp()
-        matrix.imshow(probs, cmap="Greys", vmin=0, vmax=1)
-        for row in range(model.num_states):
-            for column in range(model.num_states):
-                p = probs[row, column].item()
-                size = 12 if model.num_states == 2 else 6
-                matrix.text(
-                    column,
-                    row,
-                    f"{p:.2f}"[-3:] if p < 0.995 else "1",
-                    ha="center",
-                    va="center",
-                    fontsize=size,
-                    color="white" if p > 0.5 else "black",
-                )
-        matrix.set(xticks=range(model.num_states), yticks=range(model.num_states), xlabel="to", ylabel="from")
-        matrix.set_title("transitions", fontsize=11)
+        # The neural model has a matrix for each step. Shown is what the posterior does, over all of the data.
+        moves = model.posterior(data).transition_marginals.sum((0, 1))
+        percent = (100 * moves / moves.sum(1, keepdim=True).clamp(min=1e-9)).tolist()
+        matrix.imshow(percent, cmap="Greys", vmin=0, vmax=100)
+        states = range(model.num_states)
+        for start in states:
+            for end in states:
+                value = percent[start][end]
+                matrix.text(end, start, f"{value:.0f}", color="white" if value > 50 else "black", fontsize=9, **middle)
+        matrix.set(xticks=states, yticks=states, xlabel="to state", ylabel="from state", title="moves, percent")
     figure.savefig(path)
-
-
-# The job
 
 
 def run(output: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
@@ -248,7 +222,7 @@ def run(output: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     train, held_out = load(seed, limit=64 if quick else None)
     print(f"{train.num_observed} letters to train on, {held_out.num_observed} held out")
-    steps = {"two": 3, "plain": 3, "neural": 3} if quick else {"two": 250, "plain": 300, "neural": 600}
+    steps = {"two": 3, "plain": 3, "neural": 3} if quick else {"two": 250, "plain": 300, "neural": 700}
 
     two = plain_hmm(2, train, seed)
     fit_svi(two, train, steps=steps["two"], batch_size=128, learning_rate=0.1, schedule="cosine", seed=seed)
@@ -265,7 +239,7 @@ def run(output: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
         name: ngram_bits(train, held_out, n) for n, name in enumerate(("unigram", "bigram", "trigram", "4-gram"), 1)
     }
     bits |= {name: bits_per_letter(model, held_out) for name, model in models.items()}
-    print(f"\nbits per held-out letter (the neural model sees {ORDER} letters back, as the trigram does)")
+    print(f"\nbits per held-out letter (the neural model sees the last {ORDER} letters, as the trigram does)")
     for name, value in bits.items():
         print(f"   {name:22}{value:.3f}")
 
@@ -302,4 +276,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # The steps are many and small: on a busy machine, threads would wait for each other most of the time.
+    torch.set_num_threads(1)
     main()
