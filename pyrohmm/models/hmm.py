@@ -1,7 +1,7 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,9 +168,8 @@ class HMM(PyroModule):
             >>> model.log_prob(Sequences(torch.ones(2, 4, 3), torch.tensor([4, 1])))
             tensor([-8.3178, -2.0794], grad_fn=<...>)
         """
-        # The factor of the loop, before the scale of a minibatch.
-        guide = self.guide if guide is None else guide
-        with _own_parameters(self, guide):
+        with self._with_guide(guide) as guide:
+            # The factor of the loop, before the scale of a minibatch.
             factor: Any = trace_given(self.model, guide, data).nodes["time"]["fn"]
             return factor.log_factor.reshape(len(data))
 
@@ -192,8 +191,7 @@ class HMM(PyroModule):
             >>> chain.batch_shape, chain.marginals.shape
             (torch.Size([5]), torch.Size([5, 4, 2]))
         """
-        guide = self.guide if guide is None else guide
-        with _own_parameters(self, guide):
+        with self._with_guide(guide) as guide:
             return posterior(self.model, guide)(data)["time"]
 
     def simulate(
@@ -240,12 +238,18 @@ class HMM(PyroModule):
         lengths = None if lengths is None else lengths.to(device)
         inputs = None if inputs is None else inputs.to(device)
         blank = Blank(num_sequences, num_steps, torch.arange(num_sequences, device=device), lengths, inputs)
-        with torch.no_grad(), nullcontext() if seed is None else seeded(seed, device):
-            guide = self.guide if guide is None else guide
-            with _own_parameters(self, guide):
-                drawn = poutine.trace(guide).get_trace(blank)
-                sites: Any = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(blank).nodes
+        random = nullcontext() if seed is None else seeded(seed, device)
+        with torch.no_grad(), random, self._with_guide(guide) as guide:
+            drawn = poutine.trace(guide).get_trace(blank)
+            sites: Any = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(blank).nodes
         return Sequences(sites["x"]["value"], lengths, inputs=inputs, labels=sites["z"]["value"])
+
+    @contextmanager
+    def _with_guide(self, guide: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
+        """The guide to use, by default the model's own, while it and the model keep their parameters to themselves."""
+        guide = self.guide if guide is None else guide
+        with own_parameters(self, *([guide] if isinstance(guide, nn.Module) else [])):
+            yield guide
 
     def _sample_priors(self) -> None:
         """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them."""
@@ -278,10 +282,6 @@ class HMM(PyroModule):
             )
         if self.use_labels and data.labels is not None and (largest := int(data.labels.max())) >= self.num_states:
             raise ValueError(f"data: expected labels below {self.num_states}, the number of states, got {largest}")
-
-
-def _own_parameters(*programs: Any) -> AbstractContextManager[None]:
-    return own_parameters(*(program for program in programs if isinstance(program, nn.Module)))
 
 
 def _num_states(name: str, part: nn.Module) -> int:

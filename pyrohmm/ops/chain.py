@@ -194,10 +194,19 @@ def finite(values: Tensor) -> Tensor:
     return torch.where(values.isfinite(), values, 0.0)
 
 
-def _check_lengths(lengths: Tensor, num_steps: int) -> None:
+def check_integers(lengths: Tensor) -> None:
+    """Raise unless lengths are a tensor of integers.
+
+    Raises:
+        TypeError: they are not.
+    """
     if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
         raise TypeError(f"lengths: expected an int64 tensor, got {got}")
+
+
+def _check_lengths(lengths: Tensor, num_steps: int) -> None:
+    check_integers(lengths)
     if Distribution._validate_args:
         bad = (lengths < 0) | (lengths > num_steps)
         if bad.any():

@@ -101,7 +101,7 @@ class CollapsedLoop(LoopMessenger):
             self._observe(msg)
         elif self.simulating and self.run > 1:
             msg["value"] = self._draw(fn)
-            self.simulated.setdefault(name, []).append(msg["value"])
+            self.remember(name, msg["value"])
         elif fn.has_enumerate_support:
             self._enumerate(msg)
         else:
@@ -110,7 +110,7 @@ class CollapsedLoop(LoopMessenger):
             if not self.simulating:
                 self._begin_simulation()
             msg["value"] = self._draw(fn)
-            self.simulated.setdefault(name, []).append(msg["value"])
+            self.remember(name, msg["value"])
 
     def _observe(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -255,14 +255,10 @@ class CollapsedLoop(LoopMessenger):
 
     def _when_simulating(self, draw: Callable[[], Tensor], name: str) -> None:
         """Remember a site's simulated value, now or as soon as it is known that the loop simulates."""
-
-        def remember() -> None:
-            self.simulated.setdefault(name, []).append(draw())
-
         if self.simulating:
-            remember()
+            self.remember(name, draw())
         elif self.run == 1:
-            self._pending.append(remember)
+            self._pending.append(lambda: self.remember(name, draw()))
 
     def _draw_state(self, fn: TorchDistributionMixin, support: Tensor, dim: int) -> Tensor:
         value = self._draw(fn)

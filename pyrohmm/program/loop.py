@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.do_messenger import DoMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame, IndepMessenger
@@ -16,7 +15,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyrohmm.ops.chain import valid_steps
+from pyrohmm.ops.chain import check_integers, valid_steps
 
 
 class LoopMessenger(Messenger):
@@ -48,6 +47,10 @@ class LoopMessenger(Messenger):
         if msg["name"] in self._subsamples:
             msg["value"], msg["done"], msg["stop"] = self._subsamples[msg["name"]], True, True
         return True
+
+    def remember(self, site: str, value: Tensor) -> None:
+        """Keep the value of a site at the present step, for `previous` and for the sequences of a simulation."""
+        self.simulated.setdefault(site, []).append(value)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
@@ -154,9 +157,7 @@ def check_lengths(lengths: Tensor | None, num_steps: int, dim: int) -> None:
     """
     if lengths is None:
         return
-    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise TypeError(f"lengths: expected an int64 tensor, got {got}")
+    check_integers(lengths)
     if lengths.numel() and not (int(lengths.min()) >= 0 and int(lengths.max()) <= num_steps):
         raise ValueError(f"lengths: expected values in 0..{num_steps}, got {int(lengths.min())}..{int(lengths.max())}")
     plates = enclosing_plates()

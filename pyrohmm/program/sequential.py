@@ -37,4 +37,4 @@ class SequentialLoop(LoopMessenger):
         super()._pyro_post_sample(msg)
         site = msg["infer"].get("_pyrohmm_named")
         if site is not None:
-            self.simulated.setdefault(site, []).append(msg["value"])
+            self.remember(site, msg["value"])
