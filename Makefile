@@ -5,7 +5,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?= -n auto --maxprocesses=4
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 # The main job: train on English letters; figures and tables go to demo_results/.
 demo: .venv/installed-checks
@@ -21,6 +21,10 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports --no-logo
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
+# Speed against other libraries, in an environment of its own: ARGS=--quick for a minute, ARGS=--output to save.
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks cpu $(ARGS)
+
 # .venv with the project and the extra named after the dash; again when a file it depends on is newer than the stamp.
 # torch comes first, by its pinned version: whatever asked for it later might get another build.
 .venv/installed-%: pyproject.toml constraints.txt
@@ -30,7 +34,15 @@ lint: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
-# Everything made here but .venv.
+.venv-bench/installed: pyproject.toml constraints.txt benchmarks/constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or later: make PYTHON=...")'
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --constraint benchmarks/constraints.txt \
+		--editable . numba dynamax 'jax[cpu]' hmmlearn funsor
+	touch $@
+
+# Everything made here but the environments.
 clean:
 	rm -rf build dist demo_results .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -name '.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

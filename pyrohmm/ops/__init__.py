@@ -3,6 +3,7 @@
 `README.md` in this folder derives the recursions, their gradients and the numerical contract.
 """
 
+from pyrohmm.ops.explanation import Explanation, explain
 from pyrohmm.ops.forward_backward.api import (
     FilterResult,
     SmoothResult,
@@ -15,11 +16,13 @@ from pyrohmm.ops.sampling.api import sample
 from pyrohmm.ops.viterbi.api import KBestResult, ViterbiResult, k_best, viterbi
 
 __all__ = [
+    "Explanation",
     "FilterResult",
     "KBestResult",
     "SmoothResult",
     "ViterbiResult",
     "entropy",
+    "explain",
     "filter",
     "k_best",
     "log_partition",

@@ -1,5 +1,6 @@
 """The waist of the library: shapes, broadcasting, lengths and validation of a chain's three log-potentials."""
 
+from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ Impl = Literal["auto", "reference", "cpu", "gpu"]
 class Chain(NamedTuple):
     """Checked log-potentials of a batch of linear chains (not expanded: batch dimensions may have size one).
 
-    Entries that no sequence reads (past the lengths) are zero, whatever the caller left in them.
+    Entries that no sequence reads (past the lengths) may hold anything until `clear_padding`.
 
     Attributes:
         initial: (..., K), potential of the first state.
@@ -71,7 +72,7 @@ def as_chain(
     observation_logits: Tensor,
     lengths: Tensor | None = None,
 ) -> Chain:
-    """Check the three log-potentials and bring them into the form that every implementation reads.
+    """Check the three log-potentials, entries included, and clear the padding.
 
     Args:
         initial_logits: (..., K).
@@ -92,6 +93,18 @@ def as_chain(
         >>> chain.batch_shape, chain.transition.shape
         (torch.Size([5]), torch.Size([1, 2, 2]))
     """
+    chain = fit_chain(initial_logits, transition_logits, observation_logits, lengths)
+    check_entries(chain)
+    return clear_padding(chain)
+
+
+def fit_chain(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    lengths: Tensor | None = None,
+) -> Chain:
+    """The chain of three log-potentials whose shapes fit; arguments and errors as `as_chain`, entries unread."""
     potentials = {
         "initial_logits": initial_logits,
         "transition_logits": transition_logits,
@@ -132,11 +145,9 @@ def as_chain(
         )
     if lengths is None:
         lengths = torch.full((), num_steps, device=observation_logits.device)
-        ragged = False
     else:
         _check_lengths(lengths, num_steps)
-        lengths = lengths.to(observation_logits.device)
-        ragged = True
+        lengths = lengths.to(observation_logits.device, torch.int64)
     batch_shapes = (initial_logits.shape[:-1], transition.shape[:-3], observation_logits.shape[:-2], lengths.shape)
     try:
         batch_shape = torch.broadcast_shapes(*batch_shapes)
@@ -144,41 +155,88 @@ def as_chain(
         names = [*potentials, "lengths"]
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(names, batch_shapes, strict=True))
         raise ValueError(f"batch shapes do not broadcast: {shapes}") from error
-    lengths = lengths.expand(batch_shape)
-
-    # Which entries are read, at the shape of each argument: anything else may hold NaN.
-    valid = valid_steps(lengths, num_steps)
-    reads = (
-        _any_to_size((lengths > 0) & (num_steps > 0), initial_logits.shape[:-1]),
-        _any_to_size(
-            valid[..., 1:] if transition.shape[-3] > 1 else (lengths > 1).unsqueeze(-1), transition.shape[:-2]
-        ),
-        _any_to_size(valid, observation_logits.shape[:-1]),
-    )
-    read_logits = [reads[0].unsqueeze(-1), reads[1][..., None, None], reads[2].unsqueeze(-1)]
-    checked = [initial_logits, transition, observation_logits]
-    if Distribution._validate_args:  # what pyro.enable_validation switches
-        for (name, value), logits, read in zip(potentials.items(), checked, read_logits, strict=True):
-            _check_entries(name, value, logits, read)
-    if ragged:
-        checked = [
-            torch.where(read, logits, logits.new_zeros(())) for logits, read in zip(checked, read_logits, strict=True)
-        ]
-    initial, transition, observation = checked
-    return Chain(initial, transition, observation, lengths, batch_shape)
+    return Chain(initial_logits, transition, observation_logits, lengths.expand(batch_shape), batch_shape)
 
 
-def check_impl(impl: str) -> None:
-    """Raise unless `impl` is one of the names that every operation knows.
+def check_entries(chain: Chain) -> None:
+    """Raise if an entry that a sequence reads is NaN or +inf, where torch's distribution validation is on.
+
+    Raises:
+        ValueError: naming the argument and the first such index.
+    """
+    if not Distribution._validate_args:  # what pyro.enable_validation switches
+        return
+    names = ("initial_logits", "transition_logits", "observation_logits")
+    limit = torch.finfo(chain.observation.dtype).max
+    if all(bool(logits.amax() <= limit) for logits in chain[:3] if logits.numel() > 0):
+        return  # nothing bad anywhere, padding included
+    for name, logits, read in zip(names, chain[:3], _reads(chain), strict=True):
+        bad = ~(logits <= limit) & read
+        if bad.any():
+            index = tuple(bad.nonzero()[0].tolist())
+            value = logits[index].item()
+            if name == "transition_logits" and logits.dim() == 3 and logits.shape[0] == 1:
+                index = index[1:]  # one matrix for all has no dimension of time
+            raise ValueError(f"{name}: expected no NaN and no +inf, got {value} at index {index}")
+
+
+def clear_padding(chain: Chain) -> Chain:
+    """The chain with zeros in all entries that no sequence reads; differentiable."""
+    if bool((chain.lengths == chain.num_steps).all()) and chain.num_steps > 1:
+        return chain
+    zero = chain.observation.new_zeros(())
+    logits = [torch.where(read, logits, zero) for logits, read in zip(chain[:3], _reads(chain), strict=True)]
+    return chain._replace(initial=logits[0], transition=logits[1], observation=logits[2])
+
+
+def _reads(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
+    """Which entries are read by any sequence, of shapes that broadcast to those of the potentials."""
+    lengths, valid, per_step = chain.lengths, chain.valid, chain.transition.shape[-3] > 1
+    initial = _any_to_size((lengths > 0) & (chain.num_steps > 0), chain.initial.shape[:-1])
+    transition = valid[..., 1:] if per_step else (lengths > 1).unsqueeze(-1)
+    transition = _any_to_size(transition, chain.transition.shape[:-2])
+    observation = _any_to_size(valid, chain.observation.shape[:-1])
+    return initial.unsqueeze(-1), transition[..., None, None], observation.unsqueeze(-1)
+
+
+def choose(impl: str, chain: Chain) -> Literal["reference", "cpu"]:
+    """The implementation that `impl` means for a chain.
 
     Raises:
         ValueError: an unknown name.
-        NotImplementedError: an implementation that this installation does not have (no silent fall back).
+        NotImplementedError: an implementation that this installation does not have, or that does not take this chain
+            (no silent fall back).
     """
-    if impl in ("cpu", "gpu"):
-        raise NotImplementedError(f"impl: {impl!r} is not available here; use 'auto' or 'reference'")
-    if impl not in ("auto", "reference"):
+    return decide(impl, chain)[0]
+
+
+def decide(impl: str, chain: Chain) -> tuple[Literal["reference", "cpu"], str]:
+    """The implementation that `impl` means for a chain, and why; errors as `choose`."""
+    if impl not in ("auto", "reference", "cpu", "gpu"):
         raise ValueError(f"impl: expected 'auto', 'reference', 'cpu' or 'gpu', got {impl!r}")
+    if impl == "reference":
+        return "reference", "asked for"
+    if impl == "gpu":
+        raise NotImplementedError("impl: 'gpu' is not available here; use 'auto', 'cpu' or 'reference'")
+    obstacle = _obstacle_to_cpu(chain.observation)
+    if impl == "cpu" and obstacle:
+        raise NotImplementedError(f"impl: 'cpu' is not available: {obstacle}; use 'auto' or 'reference'")
+    if obstacle:
+        return "reference", obstacle
+    return "cpu", "asked for" if impl == "cpu" else "the tensors are on the CPU and numba is installed"
+
+
+def _obstacle_to_cpu(observation: Tensor) -> str:
+    """Why compiled kernels cannot take these tensors; empty if they can."""
+    if observation.device.type != "cpu":
+        return f"the tensors are on {observation.device}"
+    if observation.dtype not in (torch.float32, torch.float64):
+        return f"the tensors are {observation.dtype}, not float32 or float64"
+    if torch.jit.is_tracing():
+        return "torch.jit records operations of torch only"
+    if find_spec("numba") is None:
+        return "numba is not installed"
+    return ""
 
 
 def logsumexp(logits: Tensor, dim: int) -> Tensor:
@@ -207,19 +265,12 @@ def check_integers(lengths: Tensor) -> None:
 
 def _check_lengths(lengths: Tensor, num_steps: int) -> None:
     check_integers(lengths)
-    if Distribution._validate_args:
+    # On the CPU always: compiled code would read beyond the end. Elsewhere the question costs a synchronisation.
+    if lengths.device.type == "cpu" or Distribution._validate_args:
         bad = (lengths < 0) | (lengths > num_steps)
         if bad.any():
             index = tuple(bad.nonzero()[0].tolist())
             raise ValueError(f"lengths: expected values in 0..{num_steps}, got {int(lengths[index])} at index {index}")
-
-
-def _check_entries(name: str, value: Tensor, logits: Tensor, read: Tensor) -> None:
-    largest = torch.finfo(logits.dtype).max
-    bad = ~(logits <= largest) & read
-    if bad.any():
-        index = tuple(bad.nonzero()[0].tolist())[logits.dim() - value.dim() :]
-        raise ValueError(f"{name}: expected no NaN and no +inf, got {value[index].item()} at index {index}")
 
 
 def _any_to_size(mask: Tensor, shape: torch.Size) -> Tensor:

@@ -1,7 +1,8 @@
 """Sum-product inference: log_partition, filter, smooth, entropy, and the one place that owns their derivatives.
 
 The gradient of log Z is the vector of posterior marginals, and its Hessian is their covariance; an implementation
-supplies messages (`filter`, `smooth`, `hessian_product`) and never a derivative rule. See `pyrohmm/ops/README.md`.
+supplies messages (`partition`, `filter`, `smooth`, `hessian_product`) and never a derivative rule. See
+`pyrohmm/ops/README.md`.
 """
 
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrohmm.ops.chain import Chain, Impl, as_chain, check_impl
+from pyrohmm.ops.chain import Chain, Impl, check_entries, choose, clear_padding, fit_chain
 
 
 class FilterResult(NamedTuple):
@@ -68,8 +69,10 @@ def log_partition(
         >>> print(f"{log_partition(initial, transition, observation).exp():.6f}")
         0.120445
     """
-    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
-    return _LogPartition.apply(chain.initial, chain.transition, chain.observation, chain, _implementation(impl))
+    chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
+    log_z = _LogPartition.apply(chain.initial, chain.transition, chain.observation, chain, kernel)
+    _check(chain, log_z)
+    return log_z
 
 
 def filter(
@@ -106,8 +109,10 @@ def filter(
         >>> result.log_probs.exp()[1].round(decimals=3).tolist()
         [0.731..., 0.268...]
     """
-    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
-    return FilterResult(*_implementation(impl).filter(chain))
+    chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
+    result = FilterResult(*kernel.filter(chain))
+    _check(chain, result.log_evidence)
+    return result
 
 
 def smooth(
@@ -149,8 +154,8 @@ def smooth(
     """
     if transitions not in ("sum", "each"):
         raise ValueError(f"transitions: expected 'sum' or 'each', got {transitions!r}")
-    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
-    return SmoothResult(*_smooth(chain, transitions == "each", _implementation(impl)))
+    chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
+    return SmoothResult(*_smooth(chain, transitions == "each", kernel))
 
 
 def entropy(
@@ -185,9 +190,10 @@ def entropy(
         >>> entropy(torch.zeros(2), torch.zeros(2, 2), torch.zeros(10, 2)) / torch.tensor(2.0).log()
         tensor(10.)
     """
-    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
+    chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
+    chain = clear_padding(chain)
     per_step = chain.transition.shape[-3] > 1
-    log_z, state_marginals, transition_marginals = _smooth(chain, per_step, _implementation(impl))
+    log_z, state_marginals, transition_marginals = _smooth(chain, per_step, kernel)
     if not per_step:
         transition_marginals = transition_marginals.unsqueeze(-3)
     energy = expected_potential(chain, state_marginals, transition_marginals)
@@ -220,34 +226,45 @@ def expected_potential(chain: Chain, state_marginals: Tensor, transition_margina
     return total.to(chain.observation.dtype)
 
 
-def _implementation(impl: str) -> ModuleType:
-    check_impl(impl)
-    from pyrohmm.ops.forward_backward import reference
+def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:
+    """The chain as the chosen implementation wants it, and that implementation."""
+    chain = fit_chain(*arguments)  # pyright: ignore[reportArgumentType]
+    match choose(impl, chain):
+        case "cpu":
+            # Reads nothing beyond the lengths, and what is NaN or +inf makes its result NaN: see `_check`.
+            from pyrohmm.ops.forward_backward import cpu as kernel
+        case "reference":
+            from pyrohmm.ops.forward_backward import reference as kernel
 
-    return reference
+            check_entries(chain)
+            chain = clear_padding(chain)
+    return chain, kernel
 
 
-def _log_partition(log_evidence: Tensor) -> Tensor:
-    """Sum the evidence over time in float64, whatever the dtype of the messages."""
-    return log_evidence.sum(-1, dtype=torch.float64).to(log_evidence.dtype)
+def _check(chain: Chain, result: Tensor) -> None:
+    """Look for the cause of a NaN in a result."""
+    if result.isnan().any():
+        check_entries(chain)
 
 
-def _smooth(chain: Chain, each: bool, implementation: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
-    return _Smooth.apply(chain.initial, chain.transition, chain.observation, chain, each, implementation)
+def _smooth(chain: Chain, each: bool, kernel: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
+    result = _Smooth.apply(chain.initial, chain.transition, chain.observation, chain, each, kernel)
+    _check(chain, result[0])
+    return result
 
 
 def _hessian_product(
     ctx: Any, inputs: tuple[Tensor, ...], direction: tuple[Tensor, ...], *, weight: Tensor, offset: Tensor
 ) -> tuple[Tensor, ...]:
     """The implementation's product, or, where a further derivative is wanted, the reference's under plain autograd."""
-    chain, (log_probs, log_evidence), kernel = ctx.chain, ctx.messages, ctx.kernel
+    chain, messages, kernel = ctx.chain, ctx.messages, ctx.kernel
     if torch.is_grad_enabled():
         from pyrohmm.ops.forward_backward import reference as kernel
 
         initial, transition, observation = inputs
-        chain = chain._replace(initial=initial, transition=transition, observation=observation)
-        log_probs, log_evidence = kernel.filter(chain)
-    return kernel.hessian_product(chain, log_probs, log_evidence, direction, weight=weight, offset=offset)
+        chain = clear_padding(chain._replace(initial=initial, transition=transition, observation=observation))
+        _, messages = kernel.partition(chain, keep=True)
+    return kernel.hessian_product(chain, messages, direction, weight=weight, offset=offset)
 
 
 class _LogPartition(torch.autograd.Function):
@@ -258,17 +275,14 @@ class _LogPartition(torch.autograd.Function):
         ctx: Any, initial: Tensor, transition: Tensor, observation: Tensor, chain: Chain, kernel: Any
     ) -> Tensor:
         chain = _detached(chain)
-        log_probs, log_evidence = kernel.filter(chain)
-        ctx.save_for_backward(initial, transition, observation, log_probs, log_evidence)
-        ctx.chain, ctx.kernel = chain, kernel
-        return _log_partition(log_evidence)
+        log_z, messages = kernel.partition(chain, keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(initial, transition, observation)
+        ctx.chain, ctx.messages, ctx.kernel = chain, messages, kernel
+        return log_z
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        initial, transition, observation, log_probs, log_evidence = ctx.saved_tensors
-        messages = (log_probs, log_evidence)
-        found = _Gradient.apply(initial, transition, observation, grads[0], ctx.chain, messages, ctx.kernel)
-        return *found, None, None
+        return *_Gradient.apply(*ctx.saved_tensors, grads[0], ctx.chain, ctx.messages, ctx.kernel), None, None
 
 
 class _Gradient(torch.autograd.Function):
@@ -282,12 +296,12 @@ class _Gradient(torch.autograd.Function):
         observation: Tensor,
         weight: Tensor,
         chain: Chain,
-        messages: tuple[Tensor, Tensor],
+        messages: Any,
         kernel: Any,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(initial, transition, observation, weight)
         ctx.chain, ctx.messages, ctx.kernel = chain, messages, kernel
-        states, transitions = kernel.smooth(chain, *messages, each=False, weight=weight)
+        states, transitions = kernel.smooth(chain, messages, each=False, weight=weight)
         first = states[..., 0, :] if chain.num_steps else states.sum(-2)
         return (
             first.sum_to_size(initial.shape),
@@ -310,10 +324,10 @@ class _Smooth(torch.autograd.Function):
         ctx: Any, initial: Tensor, transition: Tensor, observation: Tensor, chain: Chain, each: bool, kernel: Any
     ) -> tuple[Tensor, ...]:
         chain = _detached(chain)
-        log_probs, log_evidence = kernel.filter(chain)
+        log_z, messages = kernel.partition(chain, keep=True)
         ctx.save_for_backward(initial, transition, observation)
-        ctx.chain, ctx.messages, ctx.each, ctx.kernel = chain, (log_probs, log_evidence), each, kernel
-        return _log_partition(log_evidence), *kernel.smooth(chain, log_probs, log_evidence, each=each)
+        ctx.chain, ctx.messages, ctx.each, ctx.kernel = chain, messages, each, kernel
+        return log_z, *kernel.smooth(chain, messages, each=each)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

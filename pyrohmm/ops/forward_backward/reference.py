@@ -21,6 +21,22 @@ class Tangent(NamedTuple):
     expectation: Tensor
 
 
+class Messages(NamedTuple):
+    """What the forward pass leaves for the backward pass: the results of `filter`."""
+
+    log_probs: Tensor
+    log_evidence: Tensor
+
+
+def partition(chain: Chain, *, keep: bool) -> tuple[Tensor, Messages]:
+    """Log Z (*batch), and the messages (whether they are to be kept or not).
+
+    The evidence is summed over time in float64, whatever the dtype of the messages.
+    """
+    messages = Messages(*filter(chain))
+    return messages.log_evidence.sum(-1, dtype=torch.float64).to(chain.observation.dtype), messages
+
+
 def filter(chain: Chain) -> tuple[Tensor, Tensor]:
     """Filtered state log-probabilities (*batch, T, K) and log-evidence of each step (*batch, T).
 
@@ -46,19 +62,17 @@ def filter(chain: Chain) -> tuple[Tensor, Tensor]:
     )
 
 
-def smooth(
-    chain: Chain, log_probs: Tensor, log_evidence: Tensor, *, each: bool, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """State marginals (*batch, T, K) and transition marginals, from the messages of `filter`.
+def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """State marginals (*batch, T, K) and transition marginals.
 
     Args:
         chain: the chain.
-        log_probs: (*batch, T, K), from `filter`.
-        log_evidence: (*batch, T), from `filter`.
+        messages: from `partition`.
         each: transition marginals of each step (*batch, T-1, K, K) instead of their sum over time (*batch, K, K).
         weight: (*batch). When given, state marginals are multiplied by it and the transition marginals by it too and
             summed to the shape of `chain.transition`: the gradient, without one (K, K) matrix a sequence.
     """
+    log_probs, log_evidence = messages
     lengths = _possible_lengths(chain, log_evidence)
     state_marginals, transition_marginals = [], []
     if weight is None:
@@ -94,13 +108,7 @@ def smooth(
 
 
 def hessian_product(
-    chain: Chain,
-    log_probs: Tensor,
-    log_evidence: Tensor,
-    direction: tuple[Tensor, ...],
-    *,
-    weight: Tensor,
-    offset: Tensor,
+    chain: Chain, messages: Messages, direction: tuple[Tensor, ...], *, weight: Tensor, offset: Tensor
 ) -> Tangent:
     """Product of the Hessian of log Z with a direction, by one more forward and one more backward pass.
 
@@ -110,12 +118,12 @@ def hessian_product(
 
     Args:
         chain: the chain.
-        log_probs: (*batch, T, K), from `filter`.
-        log_evidence: (*batch, T), from `filter`.
+        messages: from `partition`.
         direction: of shapes that broadcast to (*batch, K), (*batch, 1 or T-1, K, K), (*batch, T, K).
         weight: (*batch).
         offset: (*batch).
     """
+    log_probs, log_evidence = messages
     lengths = _possible_lengths(chain, log_evidence)
     v_initial, v_transition, v_observation = direction
     batch_vector = (*chain.batch_shape, chain.num_states)

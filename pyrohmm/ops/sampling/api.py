@@ -1,12 +1,11 @@
 """Exact posterior sampling of state paths."""
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from pyrohmm.ops.chain import Impl, as_chain, check_impl
+from pyrohmm.ops.chain import Impl, choose, clear_padding, fit_chain
 from pyrohmm.ops.forward_backward.api import filter as forward_filter
 
 
@@ -49,17 +48,16 @@ def sample(
         >>> paths.shape, (paths == paths[:, :1]).all()
         (torch.Size([100, 3]), tensor(True))
     """
-    implementation = _implementation(impl)
-    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
+    chain = fit_chain(initial_logits, transition_logits, observation_logits, lengths)
+    match choose(impl, chain):
+        case "cpu":
+            from pyrohmm.ops.sampling import cpu as kernel
+        case "reference":
+            from pyrohmm.ops.sampling import reference as kernel
+
+            chain = clear_padding(chain)
     with torch.no_grad():
-        log_probs, _ = forward_filter(*chain[:3], lengths=chain.lengths, impl=impl)
+        log_probs, _ = forward_filter(initial_logits, transition_logits, observation_logits, lengths=lengths, impl=impl)
         shape = (*sample_shape, *chain.batch_shape, chain.num_steps)
         uniforms = torch.rand(shape, generator=generator, dtype=torch.float64, device=log_probs.device)
-        return implementation.sample(chain, log_probs, uniforms)
-
-
-def _implementation(impl: str) -> ModuleType:
-    check_impl(impl)
-    from pyrohmm.ops.sampling import reference
-
-    return reference
+        return kernel.sample(chain, log_probs, uniforms)

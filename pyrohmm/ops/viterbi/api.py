@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pyrohmm.ops.chain import Impl, as_chain, check_impl
+from pyrohmm.ops.chain import Chain, Impl, check_entries, choose, clear_padding, fit_chain
 
 
 class ViterbiResult(NamedTuple):
@@ -57,8 +57,8 @@ def viterbi(
         >>> viterbi(torch.zeros(2), torch.tensor([[0.0, -2.0], [-2.0, 0.0]]), torch.tensor([[0.0, 1], [1, 0], [0, 3]]))
         ViterbiResult(states=tensor([1, 1, 1]), log_prob=tensor(4.))
     """
-    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
-    return ViterbiResult(*_implementation(impl).viterbi(chain))
+    chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
+    return ViterbiResult(*kernel.viterbi(chain))
 
 
 def k_best(
@@ -99,12 +99,19 @@ def k_best(
     """
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k: expected a positive integer, got {k!r}")
-    chain = as_chain(initial_logits, transition_logits, observation_logits, lengths)
-    return KBestResult(*_implementation(impl).k_best(chain, k))
+    chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
+    return KBestResult(*kernel.k_best(chain, k))
 
 
-def _implementation(impl: str) -> ModuleType:
-    check_impl(impl)
-    from pyrohmm.ops.viterbi import reference
+def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:
+    """The chain as the chosen implementation wants it, and that implementation."""
+    chain = fit_chain(*arguments)  # pyright: ignore[reportArgumentType]
+    check_entries(chain)
+    match choose(impl, chain):
+        case "cpu":
+            from pyrohmm.ops.viterbi import cpu as kernel
+        case "reference":
+            from pyrohmm.ops.viterbi import reference as kernel
 
-    return reference
+            chain = clear_padding(chain)
+    return chain, kernel

@@ -1,0 +1,49 @@
+"""Times of several functions, taken in turns in one process."""
+
+import random
+import statistics
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, NamedTuple
+
+
+class Timing(NamedTuple):
+    """Seconds of one function."""
+
+    median: float
+    smallest: float
+    largest: float
+    rounds: int
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]], *, rounds: int = 9, warmups: int = 2, budget: float = 15.0
+) -> dict[str, Timing]:
+    """Median times of functions that are run once each a round, so that a slow minute of the machine meets all.
+
+    The order within a round changes (from a fixed seed), so that none always follows the one whose threads still spin.
+
+    Args:
+        functions: by name.
+        rounds: how many rounds count; fewer, but at least 3, where they would take longer than the budget.
+        warmups: rounds before that.
+        budget: seconds for the rounds that count.
+    """
+    order, shuffle = list(functions), random.Random(0).shuffle
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    # The last of the warm-ups tells how long a round takes.
+    for _ in range(warmups):
+        round_seconds = sum(_seconds(functions[name]) for name in order)
+    if warmups:
+        rounds = max(min(rounds, 3), min(rounds, int(budget / round_seconds)))
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            seconds[name].append(_seconds(functions[name]))
+    return {name: Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in seconds.items()}
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = perf_counter()
+    function()
+    return perf_counter() - start

@@ -1,0 +1,277 @@
+"""Compiled recursions in scaled space, for chains whose transitions do not change and pass the certificate.
+
+Messages are probabilities; a step of a group of sequences is one small matrix product. `K` states are kept in rows of
+`padded` numbers, zero behind the K-th.
+"""
+
+import numpy as np
+from numba import njit
+
+from pyrohmm.ops.simd import (
+    blocks,
+    exp,
+    fma,
+    kernel,
+    largest,
+    load,
+    log,
+    maximum,
+    multiply,
+    padded_width,
+    panel_width,
+    put,
+    splat,
+    store,
+    take,
+    total,
+    width_of,
+    zeros,
+)
+
+# Sequences that walk through time side by side: enough to hide the latency of one behind the arithmetic of the others.
+ROWS = 8
+
+
+@njit(forceinline=True)
+def absorb(lanes, values, index, K, inverse, predicted, message, row):
+    """Multiply predicted * inverse by exp(values - their maximum), and return that maximum and the new mass."""
+    real = values.dtype.type
+    zero = zeros(lanes, values)
+    width = width_of(zero)
+    nothing = splat(real(-np.inf), zero)
+    best = nothing
+    for block in range(blocks(lanes, K, zero)):
+        best = maximum(best, take(values, index + block * width, K - block * width, nothing))
+    top = largest(best)
+    if top == real(-np.inf):
+        top = real(0)
+    mass = zero
+    for block in range(blocks(lanes, K, zero)):
+        j = block * width
+        likelihood = exp(take(values, index + j, K - j, nothing) - splat(top, zero))
+        joint = load(predicted, row + j, mass) * splat(inverse, zero) * likelihood
+        store(message, row + j, joint)
+        mass = mass + joint
+    return top, total(mass)
+
+
+@njit(forceinline=True)
+def record(lanes, values, index, K, top, mass, inverse, predicted, row, log_probs, out):
+    """Write log(predicted * inverse) + values, normalised: exact also where the probability underflows."""
+    real = values.dtype.type
+    zero = zeros(lanes, values)
+    width = width_of(zero)
+    nothing = splat(real(-np.inf), zero)
+    shift = splat(top + real(np.log(mass)) if mass > real(0) else top, zero)
+    for block in range(blocks(lanes, K, zero)):
+        j = block * width
+        prior = log(load(predicted, row + j, nothing) * splat(inverse, zero))
+        put(log_probs, out + j, K - j, prior + (take(values, index + j, K - j, nothing) - shift))
+
+
+@kernel
+def forward(
+    share,
+    first,
+    last,
+    lanes,
+    order,
+    lengths,
+    num_steps,
+    K,
+    initial,
+    initial_index,
+    packed,
+    packed_index,
+    shift,
+    observation,
+    observation_index,
+    observation_step,
+    messages,
+    log_z,
+    log_probs,
+    log_evidence,
+):
+    """Log Z of each sequence; messages, or filtered log-probabilities and evidence, where there is room for them.
+
+    A message is not normalised: alpha_t(j) = p(z_t = j | x_1..t-1) exp(o_t(j) - max o_t), which sums to the
+    evidence of step t. So the sum of a step is not in the way of its matrix product.
+    """
+    real = observation.dtype.type
+    zero = zeros(lanes, observation)
+    width = width_of(zero)
+    padded = padded_width(lanes, K, zero)
+    message = np.zeros(ROWS * padded, observation.dtype)
+    predicted = np.zeros(ROWS * padded, observation.dtype)
+    start = np.zeros(padded, observation.dtype)
+    inverse = np.ones(ROWS, observation.dtype)
+    product = np.ones(ROWS, np.float64)
+    evidence = np.zeros(ROWS, np.float64)
+    n = first
+    while n < last:
+        matrix = packed_index[order[n]]
+        rows = 1
+        while rows < ROWS and n + rows < last and packed_index[order[n + rows]] == matrix:
+            rows += 1
+        inverse[:] = real(1)
+        product[:] = 1.0
+        evidence[:] = 0.0
+        predicted[:] = real(1)
+        active = rows
+        for t in range(lengths[order[n]]):
+            while lengths[order[n + active - 1]] <= t:
+                active -= 1
+            if t > 0:
+                multiply(predicted, message, padded, packed, matrix, K, active, zero)
+            for r in range(active):
+                b = order[n + r]
+                index = observation_index[b] + t * observation_step
+                row = r * padded
+                here = b * num_steps + t
+                if t == 0:
+                    for j in range(K):
+                        start[j] = initial[initial_index[b] + j] + observation[index + j]
+                    top, mass = absorb(lanes, start, 0, K, inverse[r], predicted, message, row)
+                else:
+                    top, mass = absorb(lanes, observation, index, K, inverse[r], predicted, message, row)
+                if messages.size > 0:
+                    for block in range(blocks(lanes, K, zero)):
+                        j = block * width
+                        put(messages, here * K + j, K - j, load(message, row + j, zero))
+                if log_probs.size > 0:
+                    if t == 0:
+                        record(lanes, start, 0, K, top, mass, inverse[r], predicted, row, log_probs, here * K)
+                    else:
+                        record(lanes, observation, index, K, top, mass, inverse[r], predicted, row, log_probs, here * K)
+                    log_evidence[here] = np.log(np.float64(mass)) + top + (shift[b] if t > 0 else 0.0)
+                inverse[r] = real(1) / mass if mass > real(0) else real(0)
+                # A logarithm of many factors at once. A NaN ends up in log Z, an impossible step makes it -inf.
+                product[r] *= mass
+                evidence[r] += top
+                if not product[r] > 1e-200:
+                    evidence[r] += np.log(product[r])
+                    product[r] = 1.0
+        for r in range(rows):
+            b = order[n + r]
+            log_z[b] = evidence[r] + np.log(product[r]) + max(lengths[b] - 1, 0) * shift[b]
+            beyond = b * num_steps + lengths[b]
+            if messages.size > 0:
+                messages[beyond * K : (b + 1) * num_steps * K] = real(0)
+            if log_probs.size > 0:
+                log_probs[beyond * K : (b + 1) * num_steps * K] = real(-np.inf)
+                log_evidence[beyond : (b + 1) * num_steps] = real(0)
+        n += rows
+
+
+@kernel
+def backward(
+    share,
+    first,
+    last,
+    lanes,
+    order,
+    lengths,
+    num_steps,
+    K,
+    packed,
+    packed_index,
+    observation,
+    observation_index,
+    observation_step,
+    messages,
+    log_z,
+    weight,
+    marginals,
+    onward,
+):
+    """State marginals, and v_t such that alpha_t(i) exp(A_ij) v_t+1(j) is the transition marginal, times weight.
+
+    `packed` holds the transposed matrix. The message back is kept at sum_i alpha_t(i) beta_t(i) = 1.
+    """
+    real = observation.dtype.type
+    zero = zeros(lanes, observation)
+    width = width_of(zero)
+    nothing = splat(real(-np.inf), zero)
+    padded = padded_width(lanes, K, zero)
+    message = np.zeros(ROWS * padded, observation.dtype)
+    beta = np.zeros(ROWS * padded, observation.dtype)
+    n = first
+    while n < last:
+        matrix = packed_index[order[n]]
+        rows = 1
+        while rows < ROWS and n + rows < last and packed_index[order[n + rows]] == matrix:
+            rows += 1
+        for r in range(rows):
+            b = order[n + r]
+            begin, beyond, end = b * num_steps, b * num_steps + lengths[b], (b + 1) * num_steps
+            marginals[beyond * K : end * K] = real(0)
+            onward[begin * K : min(begin + 1, end) * K] = real(0)
+            onward[beyond * K : end * K] = real(0)
+        active = 0
+        for t in range(lengths[order[n]] - 1, -1, -1):
+            if active > 0:
+                multiply(beta, message, padded, packed, matrix, K, active, zero)
+            while active < rows and lengths[order[n + active]] > t:
+                beta[active * padded : (active + 1) * padded] = real(1)
+                active += 1
+            for r in range(active):
+                b = order[n + r]
+                index = observation_index[b] + t * observation_step
+                row = r * padded
+                here = (b * num_steps + t) * K
+                best = nothing
+                mass = zero
+                for block in range(blocks(lanes, K, zero)):
+                    j = block * width
+                    best = maximum(best, take(observation, index + j, K - j, nothing))
+                    mass = fma(take(messages, here + j, K - j, zero), load(beta, row + j, zero), mass)
+                top = largest(best)
+                if top == real(-np.inf):
+                    top = real(0)
+                inverse = real(1) / total(mass) if log_z[b] > -np.inf else real(0)
+                scale = splat(inverse, zero)
+                weighted = splat(inverse * weight[b], zero)
+                following = t + 1 < lengths[b]
+                for block in range(blocks(lanes, K, zero)):
+                    j = block * width
+                    back = load(beta, row + j, zero)
+                    put(marginals, here + j, K - j, take(messages, here + j, K - j, zero) * back * weighted)
+                    if following:
+                        put(onward, here + K + j, K - j, load(message, row + j, zero) * weighted)
+                    if t > 0:
+                        likelihood = exp(take(observation, index + j, K - j, nothing) - splat(top, zero))
+                        store(message, row + j, likelihood * back * scale)
+        n += rows
+
+
+@kernel
+def pack(share, first, last, lanes, transition, transition_index, K, top, packed, packed_index):
+    """exp(A - top) in panels, rows first..last of all matrices one after the other."""
+    real = transition.dtype.type
+    zero = zeros(lanes, transition)
+    width = width_of(zero)
+    nothing = splat(real(-np.inf), zero)
+    padded = padded_width(lanes, K, zero)
+    panel = panel_width(padded, nothing)
+    for n in range(first, last):
+        g, i = n // K, n % K
+        for j in range(0, padded, width):
+            logits = take(transition, transition_index[g] + i * K + j, max(K - j, 0), nothing)
+            out = packed_index[g] + j // panel * panel * K + i * panel + j % panel
+            store(packed, out, exp(logits - splat(top[g], zero)))
+
+
+@kernel
+def transpose(share, first, last, lanes, K, packed, transposed):
+    """The packed form of the transposed matrices, blocks first..last of `width` rows of all of them."""
+    zero = zeros(lanes, packed)
+    width = width_of(zero)
+    padded = padded_width(lanes, K, zero)
+    panel = panel_width(padded, zero)
+    for n in range(first, last):
+        g, j = n // (padded // width), n % (padded // width) * width
+        source = g * padded * K + j // panel * panel * K + j % panel
+        for i in range(K):
+            out = g * padded * K + i // panel * panel * K + i % panel
+            for lane in range(min(width, K - j)):
+                transposed[out + (j + lane) * panel] = packed[source + i * panel + lane]

@@ -1,0 +1,279 @@
+"""Compiled max-product recursions.
+
+The scores of a step are kept relative to the best score of the step before, whatever T. There are no back pointers: on
+the way back, the predecessor of the one state on the path is sought again, in the same arithmetic.
+"""
+
+import numpy as np
+from numba import njit
+
+from pyrohmm.ops.simd import (
+    blocks,
+    first_equal,
+    kernel,
+    largest,
+    load,
+    max_plus,
+    maximum,
+    padded_width,
+    panel_width,
+    put,
+    splat,
+    store,
+    take,
+    width_of,
+    zeros,
+)
+
+# Sequences that walk through time side by side.
+ROWS = 8
+
+
+@njit(forceinline=True)
+def argmax(lanes, values, index, added, added_index, K):
+    """The lowest k that maximises values[k] + added[k], and the maximum."""
+    zero = zeros(lanes, values)
+    nothing = splat(values.dtype.type(-np.inf), zero)
+    best = nothing
+    for block in range(blocks(lanes, K, zero)):
+        j = block * width_of(zero)
+        here = take(values, index + j, K - j, nothing) + take(added, added_index + j, K - j, zero)
+        best = maximum(best, here)
+    top = largest(best)
+    for block in range(blocks(lanes, K, zero)):
+        j = block * width_of(zero)
+        here = take(values, index + j, K - j, nothing) + take(added, added_index + j, K - j, zero)
+        lane = first_equal(here, splat(top, zero))
+        if lane < width_of(zero):
+            return j + lane, top
+    return 0, top  # a NaN is equal to nothing
+
+
+@kernel
+def scores(
+    share,
+    first,
+    last,
+    lanes,
+    order,
+    lengths,
+    num_steps,
+    K,
+    initial,
+    initial_index,
+    transition,
+    transition_index,
+    transition_step,
+    packed,
+    packed_index,
+    observation,
+    observation_index,
+    observation_step,
+    best_scores,
+):
+    """Best score of a path into each state, (B, T, K); `packed` holds the matrices if they are shared over time."""
+    real = observation.dtype.type
+    zero = zeros(lanes, observation)
+    nothing = splat(real(-np.inf), zero)
+    width = width_of(zero)
+    padded = padded_width(lanes, K, zero)
+    shared = packed.size > 0
+    message = np.full(ROWS * padded, -np.inf, observation.dtype)
+    onward = np.zeros(ROWS * padded, observation.dtype)
+    shift = np.zeros(ROWS, observation.dtype)
+    n = first
+    while n < last:
+        rows = 1
+        while shared and rows < ROWS and n + rows < last and packed_index[order[n + rows]] == packed_index[order[n]]:
+            rows += 1
+        active = rows
+        for t in range(lengths[order[n]]):
+            while lengths[order[n + active - 1]] <= t:
+                active -= 1
+            if t == 0:
+                shift[:] = real(0)
+                for r in range(active):
+                    for j in range(K):
+                        onward[r * padded + j] = initial[initial_index[order[n + r]] + j]
+            elif shared:
+                max_plus(onward, message, padded, packed, packed_index[order[n]], K, active, zero)
+            else:
+                matrix = transition_index[order[n]] + (t - 1) * transition_step
+                for block in range(blocks(lanes, K, zero)):
+                    j = block * width
+                    best = nothing
+                    for i in range(K):
+                        best = maximum(
+                            splat(message[i], zero) + take(transition, matrix + i * K + j, K - j, nothing), best
+                        )
+                    store(onward, j, best)
+            for r in range(active):
+                b = order[n + r]
+                index = observation_index[b] + t * observation_step
+                best = nothing
+                for block in range(blocks(lanes, K, zero)):
+                    j = block * width
+                    relative = take(observation, index + j, K - j, nothing) - splat(shift[r], zero)
+                    score = load(onward, r * padded + j, zero) + relative
+                    best = maximum(best, score)
+                    store(message, r * padded + j, score)
+                    put(best_scores, (b * num_steps + t) * K + j, K - j, score)
+                top = largest(best)
+                shift[r] = top if top > real(-np.inf) else real(0)
+        n += rows
+
+
+@kernel
+def trace(
+    share,
+    first,
+    last,
+    lanes,
+    order,
+    lengths,
+    num_steps,
+    K,
+    initial,
+    initial_index,
+    transition,
+    transition_index,
+    transition_step,
+    transposed,
+    transposed_index,
+    observation,
+    observation_index,
+    observation_step,
+    best_scores,
+    states,
+    log_prob,
+):
+    """The best path and its potential, added up in float64; `transposed` holds matrices shared over time."""
+    real = observation.dtype.type
+    column = np.zeros(K, observation.dtype)
+    nothing_added = np.zeros(K, observation.dtype)
+    for n in range(first, last):
+        b = order[n]
+        for t in range(num_steps):
+            states[b * num_steps + t] = -1
+        log_prob[b] = 0.0
+        if lengths[b] == 0:
+            continue
+        here = (b * num_steps + lengths[b] - 1) * K
+        state, top = argmax(lanes, best_scores, here, nothing_added, 0, K)
+        if top == real(-np.inf):
+            log_prob[b] = -np.inf
+            continue
+        potential = 0.0
+        for t in range(lengths[b] - 1, -1, -1):
+            states[b * num_steps + t] = state
+            potential += observation[observation_index[b] + t * observation_step + state]
+            if t == 0:
+                potential += initial[initial_index[b] + state]
+                continue
+            here -= K
+            if transposed.size > 0:
+                index = transposed_index[b] + state * K
+                before, _ = argmax(lanes, best_scores, here, transposed, index, K)
+                potential += transposed[index + before]
+            else:
+                matrix = transition_index[b] + (t - 1) * transition_step
+                for i in range(K):
+                    column[i] = transition[matrix + i * K + state]
+                before, _ = argmax(lanes, best_scores, here, column, 0, K)
+                potential += column[before]
+            state = before
+        log_prob[b] = potential
+
+
+@kernel
+def pack(share, first, last, lanes, transition, transition_index, K, packed, packed_index):
+    """The matrices in panels, -inf behind the K-th column; rows first..last of all of them one after the other."""
+    zero = zeros(lanes, transition)
+    nothing = splat(transition.dtype.type(-np.inf), zero)
+    padded = padded_width(lanes, K, zero)
+    panel = panel_width(padded, zero)
+    for n in range(first, last):
+        g, i = n // K, n % K
+        for j in range(0, padded, width_of(zero)):
+            logits = take(transition, transition_index[g] + i * K + j, max(K - j, 0), nothing)
+            store(packed, packed_index[g] + j // panel * panel * K + i * panel + j % panel, logits)
+
+
+@kernel
+def list_paths(
+    share,
+    first,
+    last,
+    lanes,
+    order,
+    lengths,
+    num_steps,
+    K,
+    initial,
+    initial_index,
+    transition,
+    transition_index,
+    transition_step,
+    observation,
+    observation_index,
+    observation_step,
+    k,
+    states,
+    log_prob,
+):
+    """The k best paths (B, k, T) and their scores (B, k): each state keeps its k best partial paths, in order."""
+    real = observation.dtype.type
+    score = np.empty((K, k), observation.dtype)
+    onward = np.empty((K, k), observation.dtype)
+    for n in range(first, last):
+        b = order[n]
+        for rank in range(k):
+            log_prob[b * k + rank] = 0.0 if lengths[b] == 0 and rank == 0 else -np.inf
+            for t in range(num_steps):
+                states[(b * k + rank) * num_steps + t] = -1
+        if lengths[b] == 0:
+            continue
+        pointers = np.empty((lengths[b], K, k), np.int32)
+        offset = 0.0
+        score[:] = real(-np.inf)
+        for j in range(K):
+            score[j, 0] = initial[initial_index[b] + j] + observation[observation_index[b] + j]
+        for t in range(1, lengths[b]):
+            top = score[:, 0].max()
+            if top > real(-np.inf):
+                score -= top
+                offset += top
+            matrix = transition_index[b] + (t - 1) * transition_step
+            onward[:] = real(-np.inf)
+            for i in range(K):
+                for j in range(K):
+                    step = transition[matrix + i * K + j]
+                    for rank in range(k):
+                        # Ranks fall: the first that is too small ends the list. Of equal paths the earlier state's
+                        # comes first.
+                        candidate = score[i, rank] + step
+                        if not candidate > onward[j, k - 1]:
+                            break
+                        place = k - 1
+                        while place > 0 and candidate > onward[j, place - 1]:
+                            onward[j, place] = onward[j, place - 1]
+                            pointers[t, j, place] = pointers[t, j, place - 1]
+                            place -= 1
+                        onward[j, place] = candidate
+                        pointers[t, j, place] = i * k + rank
+            for j in range(K):
+                score[j] = onward[j] + observation[observation_index[b] + t * observation_step + j]
+        flat = score.reshape(-1)
+        for rank in range(k):
+            entry = 0
+            for other in range(1, K * k):
+                if flat[other] > flat[entry]:
+                    entry = other
+            if rank >= K * k or not flat[entry] > real(-np.inf):
+                break
+            log_prob[b * k + rank] = offset + flat[entry]
+            flat[entry] = real(-np.inf)
+            for t in range(lengths[b] - 1, -1, -1):
+                states[(b * k + rank) * num_steps + t] = entry // k
+                if t > 0:
+                    entry = pointers[t, entry // k, entry % k]
