@@ -10,8 +10,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrohmm import ops
+from pyrohmm.distributions import statewise
 from pyrohmm.distributions.markov_chain import MarkovChain, normalize
-from pyrohmm.distributions.padding import fill_unread
 from pyrohmm.ops.chain import finite, logsumexp, valid_steps
 
 
@@ -143,10 +143,9 @@ class HiddenMarkovModel(TorchDistribution):
             # Time goes to the left of the batch, where an emission without a time dimension broadcasts.
             value = value.movedim(batch_dims, 0)
             read = None if read is None else read.movedim(batch_dims, 0)
-        if read is None:
-            logits = self.emission.log_prob(value)
-        else:
-            logits = torch.where(read, self.emission.log_prob(fill_unread(value, read, self.emission)), 0.0)
+        logits = statewise.log_prob(self.emission, value, read)
+        if read is not None:
+            logits = torch.where(read, logits, 0.0)
         return logits if self._time_varying else logits.movedim(0, -2)
 
     def _conditioned(self, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

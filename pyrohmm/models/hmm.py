@@ -115,8 +115,8 @@ class HMM(PyroModule):
             state = None
             for t in markov("time", data.num_steps, dim=-1, lengths=data.lengths, vectorized=vectorized):
                 inputs = None if data.inputs is None else data.inputs[:, t]
-                logits = self.initial(inputs) if state is None else self.transition(state, inputs)
-                state = pyro.sample("z", dist.Categorical(logits=logits))
+                # No variable for the logits: the loop would take what it holds for a dependence on older states.
+                state = pyro.sample("z", self._next_state(state, inputs))
                 if self.use_labels and data.labels is not None:
                     label = data.labels[:, t]
                     pyro.factor("label", torch.where((label < 0) | (label == state), 0.0, -torch.inf))
@@ -250,6 +250,9 @@ class HMM(PyroModule):
         guide = self.guide if guide is None else guide
         with own_parameters(self, *([guide] if isinstance(guide, nn.Module) else [])):
             yield guide
+
+    def _next_state(self, state: Tensor | None, inputs: Tensor | None) -> dist.Categorical:
+        return dist.Categorical(logits=self.initial(inputs) if state is None else self.transition(state, inputs))
 
     def _sample_priors(self) -> None:
         """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them."""

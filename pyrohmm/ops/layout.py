@@ -67,7 +67,7 @@ def groups(shape: torch.Size, batch_shape: torch.Size) -> np.ndarray:
         >>> groups(torch.Size([2, 1]), torch.Size([2, 3]))
         array([0, 0, 0, 1, 1, 1])
     """
-    return np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), batch_shape).ravel()
+    return np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), batch_shape).flatten()
 
 
 @cache

@@ -1,5 +1,12 @@
-"""Threads for compiled kernels: ranges of sequences on as many threads as torch uses."""
+"""Threads for compiled kernels: shares of the sequences on the threads that torch itself uses.
 
+torch's threads wait for the next piece of work in a busy loop. Threads of our own would have to share the cores with
+them, so kernels run on torch's: they enter a parallel region of the OpenMP library that torch has loaded. Where torch
+brings another library, or in a process forked off another, whose OpenMP threads are gone, an ordinary pool of threads
+does it.
+"""
+
+import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-# Handing a range to another thread takes some 30 microseconds: that many operations that a thread does meanwhile.
-SMALLEST_SHARE = 200_000
+# A thread gets a share of its own only for this many operations, as long as it takes to wake it.
+SMALLEST_SHARE = 100_000
 
+# The part of GNU OpenMP's interface that compilers use; LLVM's library has it too.
+OPENMP = all(
+    hasattr(ctypes.CDLL(None), name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+)
+
+_process = os.getpid()
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
@@ -34,26 +51,26 @@ def split(work: np.ndarray, align: int = 1) -> list[int]:
 
 
 def run(kernel: Callable[..., Any], bounds: list[int], *arguments: Any) -> None:
-    """Call `kernel(share, first, last, *arguments)` on each range, side by side.
+    """Call `kernel(shares, *arguments)`, each share (number, first, last) being one range, side by side.
 
-    The kernel must release the interpreter lock. The calling thread takes a share itself, and a process that was
-    forked off makes threads of its own, so any thread of any process may call.
+    Any thread of any process may call.
 
     Args:
-        kernel: a function compiled with `nogil=True`.
+        kernel: a function compiled with `nogil=True` that works off its shares by `in_parallel`.
         bounds: from `split`.
         arguments: passed on.
 
     Example:
-        >>> done = []
-        >>> run(lambda share, first, last: done.append((share, first, last)), [0, 10])
-        >>> done
-        [(0, 0, 10)]
+        >>> run(lambda shares: print(shares.tolist()), [0, 10])
+        [[0, 0, 10]]
     """
-    ranges = list(zip(range(len(bounds)), bounds[:-1], bounds[1:], strict=False))
-    others = [_workers(len(ranges) - 1).submit(kernel, *here, *arguments) for here in ranges[1:]]
+    shares = np.array([range(len(bounds) - 1), bounds[:-1], bounds[1:]]).T.copy()
+    if len(shares) == 1 or (OPENMP and os.getpid() == _process):
+        kernel(shares, *arguments)
+        return
+    others = [_workers(len(shares) - 1).submit(kernel, share, *arguments) for share in shares[1:, None]]
     try:
-        kernel(*ranges[0], *arguments)
+        kernel(shares[:1], *arguments)
     finally:
         for other in others:
             other.result()
@@ -65,3 +82,67 @@ def _workers(number: int) -> ThreadPoolExecutor:
     if _pool is None or _pool[0] != os.getpid() or _pool[1] < number:
         _pool = (os.getpid(), number, ThreadPoolExecutor(number, thread_name_prefix="pyrohmm"))
     return _pool[2]
+
+
+@intrinsic
+def in_parallel(typingctx, function, shares, arguments):
+    """Inside a kernel: `function(number, first, last, *arguments)` for each of the shares (n, 3), side by side."""
+    called = function.get_call_type(typingctx, (types.intp,) * 3 + tuple(arguments), {})
+
+    def codegen(context, builder, sig, args):
+        _, shares, arguments = args
+        compiled = function.dispatcher.overloads[called.args]
+        context.add_linking_libs([compiled.library])
+        intp, pointer = context.get_value_type(types.intp), ir.IntType(8).as_pointer()
+        array = context.make_array(sig.args[1])(context, builder, shares)
+        count = builder.extract_value(array.shape, 0)
+
+        # What the threads share: the arguments, the table of shares and how many there are, and whether one failed.
+        fields = [arguments.type, array.data.type, intp, ir.IntType(1)]
+        common = cgutils.alloca_once(builder, ir.LiteralStructType(fields))
+        for position, value in enumerate((arguments, array.data, count, ir.IntType(1)(0))):
+            builder.store(value, cgutils.gep_inbounds(builder, common, 0, position))
+
+        body_type = ir.FunctionType(ir.VoidType(), [pointer])
+        body = ir.Function(
+            builder.module, body_type, builder.module.get_unique_name("share_of_" + builder.function.name)
+        )
+        body.linkage = "internal"
+        inner = ir.IRBuilder(body.append_basic_block())
+        own = inner.bitcast(body.args[0], common.type)
+        values = inner.load(cgutils.gep_inbounds(inner, own, 0, 0))
+        table = inner.load(cgutils.gep_inbounds(inner, own, 0, 1))
+        last = inner.load(cgutils.gep_inbounds(inner, own, 0, 2))
+        first, step = intp(0), intp(1)
+        if OPENMP:
+            number = ir.FunctionType(ir.IntType(32), [])
+            first, step = (
+                inner.sext(inner.call(cgutils.get_or_insert_function(builder.module, number, name), []), intp)
+                for name in ("omp_get_thread_num", "omp_get_num_threads")
+            )
+        unpacked = [inner.extract_value(values, position) for position in range(len(sig.args[2]))]
+        with cgutils.for_range_slice(inner, first, last, step, intp) as (share, _):
+            row = [inner.load(inner.gep(table, [inner.add(inner.mul(share, intp(3)), intp(i))])) for i in range(3)]
+            status, _ = context.call_internal_no_propagate(inner, compiled.fndesc, called, row + unpacked)
+            with cgutils.if_unlikely(inner, status.is_error):
+                inner.store(ir.IntType(1)(1), cgutils.gep_inbounds(inner, own, 0, 3))
+        inner.ret_void()
+
+        data = builder.bitcast(common, pointer)
+        if OPENMP:
+            with builder.if_else(builder.icmp_signed(">", count, intp(1))) as (several, one):
+                with several:
+                    i32 = ir.IntType(32)
+                    enter_type = ir.FunctionType(ir.VoidType(), [body_type.as_pointer(), pointer, i32, i32])
+                    enter = cgutils.get_or_insert_function(builder.module, enter_type, "GOMP_parallel")
+                    builder.call(enter, [body, data, builder.trunc(count, i32), i32(0)])
+                with one:
+                    builder.call(body, [data])
+        else:
+            builder.call(body, [data])
+        failed = builder.load(cgutils.gep_inbounds(builder, common, 0, 3))
+        with cgutils.if_unlikely(builder, failed):
+            context.call_conv.return_user_exc(builder, MemoryError, ("a kernel ran out of memory",))
+        return context.get_dummy_value()
+
+    return types.void(function, shares, arguments), codegen

@@ -8,12 +8,13 @@ import torch
 from pyro.distributions import Categorical, Unit
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
+from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK, am_i_wrapped
 from torch import Tensor
 
 from pyrohmm import ops
-from pyrohmm.distributions.padding import fill_unread
+from pyrohmm.distributions import statewise
 from pyrohmm.program.loop import (
     LoopMessenger,
     conditioned_value,
@@ -123,9 +124,11 @@ class CollapsedLoop(LoopMessenger):
             )
         value = plain(torch.as_tensor(msg["value"]))
         read = self.read_mask(msg["mask"])
-        if read is not None and read.dim() < -self.layout.leftmost and not isinstance(fn, Unit):
-            value = fill_unread(value, plain(read), fn)
-        log_prob = scale_and_mask(fn.log_prob(value), mask=msg["mask"])
+        if read is not None and (read.dim() >= -self.layout.leftmost or isinstance(fn, Unit)):
+            read = None
+        log_prob = statewise.log_prob(fn, value, None if read is None else plain(read))
+        if isinstance(msg["mask"], Tensor) or msg["mask"] is False:
+            log_prob = scale_and_mask(log_prob, mask=msg["mask"])
         self._record(msg, "observed", log_prob)
         if self.run == 1 and isinstance(msg["value"], Tensor):
             msg["value"] = track(plain(msg["value"]), Mark(self, name, "observed", 1))
@@ -208,7 +211,9 @@ class CollapsedLoop(LoopMessenger):
         log_z = ops.log_partition(
             potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
         )
-        log_factor = potentials.restore_time(log_z) * potentials.scale
+        # Compiled kernels do not hand on what Pyro knows of a tensor's dependencies.
+        known = get_provenance((potentials.initial, potentials.transition, potentials.observation))
+        log_factor = potentials.restore_time(track_provenance(log_z, known)) * potentials.scale
         self._check_enumerated_around(log_factor, potentials.chains)
         self._check_plates(log_factor, potentials.chains)
         if am_i_wrapped():

@@ -4,7 +4,7 @@ The body runs twice, so a value that it keeps from the first run stands for ever
 state that is right (it is enumerated); for an observation, and for a state of two steps ago, it is not.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 _SCALAR_FUNCTIONS = frozenset(
     getattr(Tensor, name) for name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
 )
+_SEQUENCES = tuple, list  # a union made at each call is slow
 
 
 class Loop(Protocol):
@@ -64,18 +65,23 @@ class Tracked(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        marks = _oldest(_tracked((args, kwargs)))
-        states = [mark for mark in marks if mark.kind == "state"]
-        if func in _SCALAR_FUNCTIONS and states:
-            mark = states[0]
-            raise ValueError(
-                f"the state {mark.site!r} has no single value in loop {mark.loop.name!r}: all its values are "
-                "enumerated in one tensor, so Python cannot branch on it or use it as a number. Index a tensor with "
-                "it, or use torch.where; or use vectorized=False"
-            )
+        if func in _SCALAR_FUNCTIONS:
+            for mark in _oldest(_tracked(args)):
+                if mark.kind == "state":
+                    raise ValueError(
+                        f"the state {mark.site!r} has no single value in loop {mark.loop.name!r}: all its values are "
+                        "enumerated in one tensor, so Python cannot branch on it or use it as a number. Index a "
+                        "tensor with it, or use torch.where; or use vectorized=False"
+                    )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-        return _handed_on(result, marks)
+        # Most calls are for a shape and the like.
+        if isinstance(result, Tensor):
+            return _handed_on(result, _oldest(_tracked([args, kwargs])))
+        if isinstance(result, _SEQUENCES) and any(isinstance(item, Tensor) for item in result):
+            marks = _oldest(_tracked([args, kwargs]))
+            return type(result)([_handed_on(item, marks) if isinstance(item, Tensor) else item for item in result])
+        return result
 
 
 def track(tensor: Tensor, *marks: Mark) -> Tensor:
@@ -111,12 +117,8 @@ def keeps_state_of_run(variables: dict[str, Any], loop: Loop, run: int) -> bool:
     return False
 
 
-def _handed_on(result: Any, marks: tuple[Mark, ...]) -> Any:
-    """The result of an operation, or the tensors in it, with the marks of its arguments."""
-    if isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result):
-        return type(result)([_handed_on(item, marks) for item in result])
-    if not isinstance(result, Tensor):
-        return result
+def _handed_on(result: Tensor, marks: tuple[Mark, ...]) -> Tensor:
+    """The result of an operation, with the marks of its arguments."""
     for mark in marks:
         if mark.stale:
             mark.refuse()
@@ -126,8 +128,10 @@ def _handed_on(result: Any, marks: tuple[Mark, ...]) -> Any:
     return track(result, *kept) if kept else plain(result)
 
 
-def _oldest(tensors: Iterable[Tracked]) -> tuple[Mark, ...]:
+def _oldest(tensors: list[Tracked]) -> tuple[Mark, ...]:
     """The oldest mark of each loop and kind: what is computed from several steps is as old as the first of them."""
+    if len(tensors) == 1:
+        return tensors[0].marks
     oldest: dict[tuple[int, str], Mark] = {}
     for tensor in tensors:
         for mark in tensor.marks:
@@ -137,11 +141,13 @@ def _oldest(tensors: Iterable[Tracked]) -> tuple[Mark, ...]:
     return tuple(oldest.values())
 
 
-def _tracked(value: Any) -> Iterator[Tracked]:
-    if isinstance(value, Tracked):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tracked(item)
-    elif isinstance(value, dict):
-        yield from _tracked(list(value.values()))
+def _tracked(values: Iterable[Any]) -> list[Tracked]:
+    found = []
+    for value in values:
+        if isinstance(value, Tracked):
+            found.append(value)
+        elif isinstance(value, _SEQUENCES):
+            found += _tracked(value)
+        elif isinstance(value, dict):
+            found += _tracked(value.values())
+    return found

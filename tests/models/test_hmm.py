@@ -33,6 +33,16 @@ def loss_and_gradients(elbo, model: HMM, data: Sequences, *, vectorized: bool) -
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_the_body_runs_twice(name):
+    """A third run would be the loop's, to see whether a step depends on older states: a third more work."""
+    model, data = make(name)
+    runs = []
+    model.emission.register_forward_pre_hook(lambda *_: runs.append(1))
+    poutine.trace(model.model).get_trace(data)
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_collapsed_elbo_and_gradient_equal_the_sequential_ones(name):
     model, data = make(name)
     loss, gradients = loss_and_gradients(Trace_ELBO(), model, data, vectorized=True)

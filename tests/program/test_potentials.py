@@ -1,8 +1,12 @@
 """From the terms of two runs to the three tensors of ops."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
+import pyrohmm
 from pyrohmm.program.potentials import Layout, StateSite, Term, assemble
 
 B, T, K = 2, 4, 3
@@ -64,3 +68,23 @@ def test_refusals():
         join([state, term("x", "observed", K, 1, 1, 1, scale=2.0)], [])
     with pytest.raises(ValueError, match="'x': expected 1 step"):
         join([state, term("x", "observed", K, 1, 1, 2)], [])
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([4, 2, 4])])
+def test_potentials_are_not_expanded(lengths):
+    """What all sequences share stays one, and the states of a step lie side by side."""
+    transition, logits = torch.randn(5, 5), torch.randn(5, 6)
+
+    def model(x):
+        with pyro.plate("sequences", 3, dim=-2):
+            z = None
+            for t in pyrohmm.markov("time", 4, dim=-1, lengths=lengths):
+                z = pyro.sample("z", dist.Categorical(logits=torch.zeros(5) if z is None else transition[z]))
+                pyro.sample("x", dist.Bernoulli(logits=logits[z]).to_event(1), obs=x[:, t])
+
+    site = poutine.trace(model).get_trace(torch.randint(2, (3, 4, 6)).float()).nodes["time"]
+    potentials = site["infer"]["pyrohmm_potentials"]
+    assert potentials.initial.shape == (5,)
+    assert potentials.transition.shape == (1, 5, 5)
+    assert potentials.observation.shape == (3, 4, 5)
+    assert potentials.observation.is_contiguous()

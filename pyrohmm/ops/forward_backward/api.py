@@ -96,7 +96,8 @@ def filter(
 
     Returns:
         `FilterResult`: log_probs (..., T, K), normalised over states, and log_evidence (..., T), whose sum over time
-        is `log_partition`. Past the length they are -inf and 0.
+        is `log_partition`. Past the length they are -inf and 0. Differentiable, by plain autograd through the
+        reference: a gradient costs more than a filter.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `log_partition`.
@@ -110,7 +111,7 @@ def filter(
         [0.731..., 0.268...]
     """
     chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
-    result = FilterResult(*kernel.filter(chain))
+    result = FilterResult(*_Filter.apply(chain.initial, chain.transition, chain.observation, chain, kernel))
     _check(chain, result.log_evidence)
     return result
 
@@ -283,6 +284,34 @@ class _LogPartition(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return *_Gradient.apply(*ctx.saved_tensors, grads[0], ctx.chain, ctx.messages, ctx.kernel), None, None
+
+
+class _Filter(torch.autograd.Function):
+    """The results of `filter`; their derivatives are those of the reference."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, initial: Tensor, transition: Tensor, observation: Tensor, chain: Chain, kernel: Any
+    ) -> tuple[Tensor, Tensor]:
+        chain = _detached(chain)
+        ctx.save_for_backward(initial, transition, observation)
+        ctx.chain = chain
+        return kernel.filter(chain)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from pyrohmm.ops.forward_backward import reference
+
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = [x if again and x.requires_grad else x.detach().requires_grad_() for x in ctx.saved_tensors]
+            initial, transition, observation = inputs
+            chain = ctx.chain._replace(initial=initial, transition=transition, observation=observation)
+            results = reference.filter(clear_padding(chain))
+            # What is -inf has no derivative, whatever the caller does with it.
+            slope = sum((torch.where(r.isfinite(), r, 0.0) * g).sum() for r, g in zip(results, grads, strict=True))
+            found = torch.autograd.grad(slope, inputs, create_graph=again, materialize_grads=True)
+        return *found, None, None
 
 
 class _Gradient(torch.autograd.Function):

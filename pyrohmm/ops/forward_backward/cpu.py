@@ -185,40 +185,45 @@ def _forward(chain: Chain, *, keep: bool, filtered: bool = False) -> tuple[Tenso
 
 def _transitions(chain: Chain, messages: Messages, onward: Tensor, each: bool, reduce: bool) -> Tensor:
     """Transition marginals alpha_t(i) exp(A_ij) v_t+1(j), or their sums, from scaled messages."""
-    _, T, K = messages.values.shape
+    B, T, K = messages.values.shape
     if T < 2:
         if reduce:
             return torch.zeros_like(chain.transition)
         return messages.values.new_zeros(*chain.batch_shape, *(0,) * each, K, K)
     shape, matrices = chain.transition.shape, messages.matrices.values
-    odds = (matrices - matrices.amax((-1, -2), keepdim=True)).exp()
+    odds = (matrices - matrices.amax((-1, -2), keepdim=True)).exp_()
     if len(odds) > 1:
         odds = odds[torch.from_numpy(messages.matrices.number)]
     if each and not reduce:
-        pairs = messages.values[:, :-1, :, None] * onward[:, 1:, None, :]
+        pairs = messages.values[:, :-1, :, None] * onward[:, :-1, None, :]
         return pairs.mul_(odds.unsqueeze(1)).view(*chain.batch_shape, T - 1, K, K)
-    if reduce and math.prod(shape[:-3]) == 1:
-        # The first step of a sequence has no v, so that nothing is counted across a boundary.
-        counts = _sum_of_products(messages.values.view(1, -1, K)[:, :-1], onward.view(1, -1, K)[:, 1:])
-        return (counts * odds).to(odds.dtype).view(shape)
-    counts = _sum_of_products(messages.values[:, :-1], onward[:, 1:])
-    counts = (counts * odds).to(odds.dtype).view(*chain.batch_shape, K, K)
-    return counts.unsqueeze(-3).sum_to_size(shape) if reduce else counts
+    # The last step of a sequence has no v, so that nothing is counted across a boundary.
+    sequences = 1 if reduce and math.prod(shape[:-3]) == 1 else B
+    counts = _sum_of_products(messages.values.view(sequences, -1, K), onward.view(sequences, -1, K)).mul_(odds)
+    counts = counts.to(odds.dtype)
+    if not reduce:
+        return counts.view(*chain.batch_shape, K, K)
+    return counts.view(shape) if sequences == 1 else counts.view(*chain.batch_shape, 1, K, K).sum_to_size(shape)
 
 
 def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
-    """sum_n left[b, n, i] * right[b, n, j], (B, K, K) float64.
+    """sum_n left[b, n, i] * right[b, n, j], (B, K, K), in float64 where there are many terms.
 
-    Only a block of terms is added up in the precision of the arguments, because N may be a million. The block is long
+    Only a block of terms is added up in the precision of the arguments, because N may be a million. A block is long
     enough for the products to take longer than adding them up.
     """
     B, N, K = left.shape
     block = max(64, 2 * K)
     whole = N // block * block
-    result = torch.bmm(left[:, whole:].mT, right[:, whole:]).double()
-    if whole:
-        blocks = (x[:, :whole].reshape(-1, block, K) for x in (left, right))
-        result += torch.bmm(next(blocks).mT, next(blocks)).view(B, -1, K, K).sum(1, dtype=torch.float64)
+    result = torch.bmm(left[:, whole:].mT, right[:, whole:])
+    if N <= block:
+        return result
+    if B == 1:
+        left, right = (x[:, :whole].view(-1, block, K) for x in (left, right))
+        return result.double() + torch.bmm(left.mT, right).sum(0, dtype=torch.float64)
+    result = result.double()
+    for begin in range(0, whole, block):
+        result += torch.bmm(left[:, begin : begin + block].mT, right[:, begin : begin + block])
     return result
 
 
@@ -244,9 +249,11 @@ def _backward_log(
         shape, target = (*chain.batch_shape, *((max(T - 1, 0),) if each else ()), K, K), np.arange(B)
     size = math.prod(shape)
     part = (T - 1 if each else 1) * K * K
+    alone = len(np.unique(target)) == B
     # Where sequences share a matrix, each thread adds up its own.
-    copies = 1 if len(np.unique(target)) == B else shares
-    out = torch.zeros(copies, size, dtype=dtype if each else torch.float64)
+    copies = 1 if alone else shares
+    own = each and alone  # then written, not added to
+    out = (torch.empty if own else torch.zeros)(copies, size, dtype=dtype if each else torch.float64)
     out_index = target * part + np.arange(shares)[:, None] * (size if copies > 1 else 0)
     nothing = NOTHING.astype(batch.observation.values.dtype)
     states = torch.empty(B, T, K, dtype=dtype)
@@ -267,8 +274,10 @@ def _backward_log(
         memory if each else nothing,
         NOTHING if each else memory,
         out_index,
+        own,
     )
-    return states.view(*chain.batch_shape, T, K), out.sum(0).view(shape).to(dtype)
+    total = out[0] if copies == 1 else out.sum(0)
+    return states.view(*chain.batch_shape, T, K), total.view(shape).to(dtype)
 
 
 def _per_sequence(chain: Chain, value: Tensor) -> np.ndarray:

@@ -25,6 +25,7 @@ from pyrohmm.ops.simd import (
     width_of,
     zeros,
 )
+from pyrohmm.ops.threads import in_parallel
 
 # Counts are added up in the precision of the messages for this many steps, then in float64: T may be a million.
 STEPS_PER_SUM = 32
@@ -52,8 +53,8 @@ def normalise(lanes, logits, K):
     return evidence
 
 
-@kernel
-def forward(
+@njit
+def _forward(
     share,
     first,
     last,
@@ -74,7 +75,6 @@ def forward(
     log_probs,
     log_evidence,
 ):
-    """Log Z of each sequence; filtered log-probabilities and evidence too where there is room for them."""
     real = observation.dtype.type
     zero = zeros(lanes, observation)
     width = width_of(zero)
@@ -121,7 +121,13 @@ def forward(
 
 
 @kernel
-def condition(
+def forward(shares, *arguments):
+    """Log Z of each sequence; filtered log-probabilities and evidence too where there is room for them."""
+    in_parallel(_forward, shares, arguments)
+
+
+@njit
+def _condition(
     share,
     first,
     last,
@@ -145,7 +151,6 @@ def condition(
     past,
     expectation,
 ):
-    """F_t(k) = E[f up to step t | z_t = k, x_1..t] for f the sum of the v's entries along a path, and E[f]."""
     real = transition.dtype.type
     zero = zeros(lanes, transition)
     width = width_of(zero)
@@ -187,7 +192,13 @@ def condition(
 
 
 @kernel
-def backward(
+def condition(shares, *arguments):
+    """F_t(k) = E[f up to step t | z_t = k, x_1..t] for f the sum of the v's entries along a path, and E[f]."""
+    in_parallel(_condition, shares, arguments)
+
+
+@njit
+def _backward(
     share,
     first,
     last,
@@ -218,12 +229,8 @@ def backward(
     each,
     sums,
     out_index,
+    own,
 ):
-    """For every state and transition, marginal * (weight * (E[f | state or transition] - E[f]) + offset).
-
-    Without room in `past` the bracket is the offset alone: marginals times a number. Transitions are added to
-    `each`, step by step, or to `sums`, whichever has room; out_index[share, b] says where those of a sequence begin.
-    """
     real = observation.dtype.type
     zero = zeros(lanes, observation)
     width = width_of(zero)
@@ -244,6 +251,9 @@ def backward(
         if not log_z[b] > -np.inf:
             beyond = begin
         states[beyond * K : end * K] = real(0)
+        if own:
+            begin_unread = out_index[share, b] + max(beyond - begin - 1, 0) * K * K
+            each[begin_unread : out_index[share, b] + (num_steps - 1) * K * K] = real(0)
         beta[:] = real(0)
         future[:] = real(0)
         for t in range(beyond - begin - 1, -1, -1):
@@ -317,7 +327,7 @@ def backward(
                             value = v + splat(past[here + i] - expectation[b], zero)
                             factor = fma(splat(weight[b], zero), value, factor)
                         if each.size > 0:
-                            old = take(each, out + i * K + j, K - j, zero)
+                            old = zero if own else take(each, out + i * K + j, K - j, zero)
                             put(each, out + i * K + j, K - j, fma(pair, factor, old))
                         else:
                             old = load(counts, i * padded + j, zero)
@@ -329,3 +339,14 @@ def backward(
                     counts[:] = real(0)
             for j in range(K, padded):
                 gamma[j] = real(-np.inf)
+
+
+@kernel
+def backward(shares, *arguments):
+    """For every state and transition, marginal * (weight * (E[f | state or transition] - E[f]) + offset).
+
+    Without room in `past` the bracket is the offset alone: marginals times a number. Transitions are added to
+    `each`, step by step, or to `sums`, whichever has room; out_index[share, b] says where those of a sequence begin,
+    `own` that nobody else adds there.
+    """
+    in_parallel(_backward, shares, arguments)

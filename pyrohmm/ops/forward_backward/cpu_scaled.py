@@ -27,6 +27,7 @@ from pyrohmm.ops.simd import (
     width_of,
     zeros,
 )
+from pyrohmm.ops.threads import in_parallel
 
 # Sequences that walk through time side by side: enough to hide the latency of one behind the arithmetic of the others.
 ROWS = 8
@@ -62,15 +63,15 @@ def record(lanes, values, index, K, top, mass, inverse, predicted, row, log_prob
     zero = zeros(lanes, values)
     width = width_of(zero)
     nothing = splat(real(-np.inf), zero)
-    shift = splat(top + real(np.log(mass)) if mass > real(0) else top, zero)
+    shift = splat(real(np.log(mass)) if mass > real(0) else real(0), zero)
     for block in range(blocks(lanes, K, zero)):
         j = block * width
         prior = log(load(predicted, row + j, nothing) * splat(inverse, zero))
-        put(log_probs, out + j, K - j, prior + (take(values, index + j, K - j, nothing) - shift))
+        put(log_probs, out + j, K - j, prior + (take(values, index + j, K - j, nothing) - splat(top, zero)) - shift)
 
 
-@kernel
-def forward(
+@njit
+def _forward(
     share,
     first,
     last,
@@ -92,11 +93,6 @@ def forward(
     log_probs,
     log_evidence,
 ):
-    """Log Z of each sequence; messages, or filtered log-probabilities and evidence, where there is room for them.
-
-    A message is not normalised: alpha_t(j) = p(z_t = j | x_1..t-1) exp(o_t(j) - max o_t), which sums to the
-    evidence of step t. So the sum of a step is not in the way of its matrix product.
-    """
     real = observation.dtype.type
     zero = zeros(lanes, observation)
     width = width_of(zero)
@@ -164,7 +160,17 @@ def forward(
 
 
 @kernel
-def backward(
+def forward(shares, *arguments):
+    """Log Z of each sequence; messages, or filtered log-probabilities and evidence, where there is room for them.
+
+    A message is not normalised: alpha_t(j) = p(z_t = j | x_1..t-1) exp(o_t(j) - max o_t), which sums to the
+    evidence of step t. So the sum of a step is not in the way of its matrix product.
+    """
+    in_parallel(_forward, shares, arguments)
+
+
+@njit
+def _backward(
     share,
     first,
     last,
@@ -184,10 +190,6 @@ def backward(
     marginals,
     onward,
 ):
-    """State marginals, and v_t such that alpha_t(i) exp(A_ij) v_t+1(j) is the transition marginal, times weight.
-
-    `packed` holds the transposed matrix. The message back is kept at sum_i alpha_t(i) beta_t(i) = 1.
-    """
     real = observation.dtype.type
     zero = zeros(lanes, observation)
     width = width_of(zero)
@@ -203,10 +205,9 @@ def backward(
             rows += 1
         for r in range(rows):
             b = order[n + r]
-            begin, beyond, end = b * num_steps, b * num_steps + lengths[b], (b + 1) * num_steps
+            beyond, end = b * num_steps + lengths[b], (b + 1) * num_steps
             marginals[beyond * K : end * K] = real(0)
-            onward[begin * K : min(begin + 1, end) * K] = real(0)
-            onward[beyond * K : end * K] = real(0)
+            onward[max(b * num_steps, beyond - 1) * K : end * K] = real(0)
         active = 0
         for t in range(lengths[order[n]] - 1, -1, -1):
             if active > 0:
@@ -237,7 +238,7 @@ def backward(
                     back = load(beta, row + j, zero)
                     put(marginals, here + j, K - j, take(messages, here + j, K - j, zero) * back * weighted)
                     if following:
-                        put(onward, here + K + j, K - j, load(message, row + j, zero) * weighted)
+                        put(onward, here + j, K - j, load(message, row + j, zero) * weighted)
                     if t > 0:
                         likelihood = exp(take(observation, index + j, K - j, nothing) - splat(top, zero))
                         store(message, row + j, likelihood * back * scale)
@@ -245,8 +246,16 @@ def backward(
 
 
 @kernel
-def pack(share, first, last, lanes, transition, transition_index, K, top, packed, packed_index):
-    """exp(A - top) in panels, rows first..last of all matrices one after the other."""
+def backward(shares, *arguments):
+    """State marginals, and v_t such that alpha_t(i) exp(A_ij) v_t(j) is the transition marginal, times weight.
+
+    `packed` holds the transposed matrix. The message back is kept at sum_i alpha_t(i) beta_t(i) = 1.
+    """
+    in_parallel(_backward, shares, arguments)
+
+
+@njit
+def _pack(share, first, last, lanes, transition, transition_index, K, top, packed, packed_index):
     real = transition.dtype.type
     zero = zeros(lanes, transition)
     width = width_of(zero)
@@ -262,8 +271,13 @@ def pack(share, first, last, lanes, transition, transition_index, K, top, packed
 
 
 @kernel
-def transpose(share, first, last, lanes, K, packed, transposed):
-    """The packed form of the transposed matrices, blocks first..last of `width` rows of all of them."""
+def pack(shares, *arguments):
+    """exp(A - top) in panels, rows first..last of all matrices one after the other."""
+    in_parallel(_pack, shares, arguments)
+
+
+@njit
+def _transpose(share, first, last, lanes, K, packed, transposed):
     zero = zeros(lanes, packed)
     width = width_of(zero)
     padded = padded_width(lanes, K, zero)
@@ -275,3 +289,9 @@ def transpose(share, first, last, lanes, K, packed, transposed):
             out = g * padded * K + i // panel * panel * K + i % panel
             for lane in range(min(width, K - j)):
                 transposed[out + (j + lane) * panel] = packed[source + i * panel + lane]
+
+
+@kernel
+def transpose(shares, *arguments):
+    """The packed form of the transposed matrices, blocks first..last of `width` rows of all of them."""
+    in_parallel(_transpose, shares, arguments)

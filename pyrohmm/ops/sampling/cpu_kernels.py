@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit
 
 from pyrohmm.ops.simd import blocks, exp, kernel, largest, load, maximum, splat, store, take, width_of, zeros
+from pyrohmm.ops.threads import in_parallel
 
 
 @njit(forceinline=True)
@@ -34,8 +35,8 @@ def invert(lanes, logits, K, uniform):
     return state
 
 
-@kernel
-def sample(
+@njit
+def _sample(
     share,
     first,
     last,
@@ -53,7 +54,6 @@ def sample(
     uniforms,
     states,
 ):
-    """Paths (N, T), of which the n-th belongs to sequence[n]; `transposed` holds matrices shared over time."""
     real = log_probs.dtype.type
     zero = zeros(lanes, log_probs)
     nothing = splat(real(-np.inf), zero)
@@ -81,3 +81,9 @@ def sample(
                 states[path : path + num_steps] = -1
                 break
             states[path + t] = following
+
+
+@kernel
+def sample(shares, *arguments):
+    """Paths (N, T), of which the n-th belongs to sequence[n]; `transposed` holds matrices shared over time."""
+    in_parallel(_sample, shares, arguments)

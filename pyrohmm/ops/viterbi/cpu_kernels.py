@@ -24,6 +24,7 @@ from pyrohmm.ops.simd import (
     width_of,
     zeros,
 )
+from pyrohmm.ops.threads import in_parallel
 
 # Sequences that walk through time side by side.
 ROWS = 8
@@ -49,8 +50,8 @@ def argmax(lanes, values, index, added, added_index, K):
     return 0, top  # a NaN is equal to nothing
 
 
-@kernel
-def scores(
+@njit
+def _scores(
     share,
     first,
     last,
@@ -71,7 +72,6 @@ def scores(
     observation_step,
     best_scores,
 ):
-    """Best score of a path into each state, (B, T, K); `packed` holds the matrices if they are shared over time."""
     real = observation.dtype.type
     zero = zeros(lanes, observation)
     nothing = splat(real(-np.inf), zero)
@@ -124,7 +124,13 @@ def scores(
 
 
 @kernel
-def trace(
+def scores(shares, *arguments):
+    """Best score of a path into each state, (B, T, K); `packed` holds the matrices if they are shared over time."""
+    in_parallel(_scores, shares, arguments)
+
+
+@njit
+def _trace(
     share,
     first,
     last,
@@ -147,7 +153,6 @@ def trace(
     states,
     log_prob,
 ):
-    """The best path and its potential, added up in float64; `transposed` holds matrices shared over time."""
     real = observation.dtype.type
     column = np.zeros(K, observation.dtype)
     nothing_added = np.zeros(K, observation.dtype)
@@ -186,8 +191,13 @@ def trace(
 
 
 @kernel
-def pack(share, first, last, lanes, transition, transition_index, K, packed, packed_index):
-    """The matrices in panels, -inf behind the K-th column; rows first..last of all of them one after the other."""
+def trace(shares, *arguments):
+    """The best path and its potential, added up in float64; `transposed` holds matrices shared over time."""
+    in_parallel(_trace, shares, arguments)
+
+
+@njit
+def _pack(share, first, last, lanes, transition, transition_index, K, packed, packed_index):
     zero = zeros(lanes, transition)
     nothing = splat(transition.dtype.type(-np.inf), zero)
     padded = padded_width(lanes, K, zero)
@@ -200,7 +210,13 @@ def pack(share, first, last, lanes, transition, transition_index, K, packed, pac
 
 
 @kernel
-def list_paths(
+def pack(shares, *arguments):
+    """The matrices in panels, -inf behind the K-th column; rows first..last of all of them one after the other."""
+    in_parallel(_pack, shares, arguments)
+
+
+@njit
+def _list_paths(
     share,
     first,
     last,
@@ -221,7 +237,6 @@ def list_paths(
     states,
     log_prob,
 ):
-    """The k best paths (B, k, T) and their scores (B, k): each state keeps its k best partial paths, in order."""
     real = observation.dtype.type
     score = np.empty((K, k), observation.dtype)
     onward = np.empty((K, k), observation.dtype)
@@ -277,3 +292,9 @@ def list_paths(
                 states[(b * k + rank) * num_steps + t] = entry // k
                 if t > 0:
                     entry = pointers[t, entry // k, entry % k]
+
+
+@kernel
+def list_paths(shares, *arguments):
+    """The k best paths (B, k, T) and their scores (B, k): each state keeps its k best partial paths, in order."""
+    in_parallel(_list_paths, shares, arguments)
