@@ -35,14 +35,12 @@ def smallest_log_ratio(dtype: torch.dtype, num_states: int) -> float:
     return 0.5 * (math.log(num_states * torch.finfo(dtype).tiny) + _SPARE_BITS[dtype] * math.log(2.0))
 
 
-def log_ratio(transition: Tensor) -> float:
-    """The worst log(rho) of the matrices (..., K, K), -inf where an entry is impossible, NaN where one is NaN.
+def log_ratio(transition: Tensor) -> Tensor:
+    r"""log(rho) of each matrix (..., K, K): -inf where an entry is impossible, NaN where one is NaN.
 
     Example:
         >>> log_ratio(torch.tensor([[0.0, -1.0], [-3.0, -0.5]]))
-        -3.0
+        tensor(-3.)
     """
-    if transition.numel() == 0:
-        return 0.0
     smallest, largest = torch.aminmax(transition.detach().flatten(-2), dim=-1)
-    return float((smallest - largest).min())
+    return smallest - largest

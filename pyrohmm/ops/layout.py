@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain
-from pyrohmm.ops.simd import Lanes
+from pyrohmm.ops.simd import Lanes, lanes_for, padded_states
 
 
 class Flat(NamedTuple):
@@ -70,28 +69,18 @@ def groups(shape: torch.Size, batch_shape: torch.Size) -> np.ndarray:
     return np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), batch_shape).flatten()
 
 
-@cache
-def _lanes(width: int, narrow: bool) -> Lanes:
-    return Lanes(width, narrow)
-
-
-def lanes(chain: Chain) -> Lanes:
-    """The vectors that suit the number of states: up to 64 bytes, no wider than needed."""
-    full = 64 // chain.observation.element_size()
-    width = next(width for width in (4, 8, 16) if width >= chain.num_states or width == full)
-    return _lanes(width, width >= chain.num_states)
-
-
 class Matrices(NamedTuple):
     """The transition matrices of a chain in which they do not change over time, each of them once.
 
     Attributes:
         values: (G, K, K); none if they change over time or if no sequence has a second step.
+        shape: (..., 1, K, K), the same with their batch dimensions, such as broadcasts with the chain's.
         number: (B,), which one belongs to each sequence.
         lanes: the vectors.
     """
 
     values: Tensor
+    shape: torch.Size
     number: np.ndarray
     lanes: Lanes
 
@@ -106,19 +95,27 @@ class Matrices(NamedTuple):
         number = groups(transition.shape[:-3], chain.batch_shape)
         if transition.shape[-3] != 1 or chain.num_steps < 2:
             transition = transition[..., :0, :, :]
-        return cls(transition.reshape(-1, *transition.shape[-2:]), number, lanes(chain))
+        return cls(
+            transition.reshape(-1, *transition.shape[-2:]),
+            transition.shape,
+            number,
+            lanes_for(chain.num_states, chain.observation.element_size()),
+        )
 
     def pack(self, kernel: Callable[..., Any], *arguments: Any) -> "Packed":
         """The matrices in the panels of columns that products read as a stream, written by a kernel."""
         count, K = self.values.shape[:2]
-        padded = self.lanes.padded(K)
-        packed = Packed(self.values.new_empty(count * padded * K).numpy(), self.number * (padded * K))
-        source = flat(self.values.unsqueeze(-3), self.values.shape[:1], 3)
-        work = np.full(count * K, 10.0 * padded)
-        index = np.arange(count) * (padded * K)
-        bounds = threads.split(work)
-        threads.run(kernel, bounds, self.lanes, *source[:2], K, *arguments, packed.values, index)
+        size = padded_states(K, self.lanes) * K
+        packed = Packed(self.values.new_empty(count * size).numpy(), self.number * size)
+        self.run(kernel, *arguments, packed.values, np.arange(count) * size)
         return packed
+
+    def run(self, kernel: Callable[..., Any], *arguments: Any) -> None:
+        """Call `kernel(shares, lanes, values, index, K, *arguments)` for shares of the rows of all matrices."""
+        source = flat(self.values.unsqueeze(-3), self.values.shape[:1], 3)
+        count, K = self.values.shape[:2]
+        bounds = threads.split(np.full(count * K, 10.0 * K))
+        threads.run(kernel, bounds, self.lanes, source.values, source.index, K, *arguments)
 
     def columns(self, steps: int) -> "Packed":
         """The transposed matrices, densely, if they are read often enough in so many steps; else none."""
@@ -163,11 +160,9 @@ class Batch(NamedTuple):
         lengths = chain.lengths.detach().contiguous().view(-1).numpy()
         transition = flat(chain.transition, chain.batch_shape, 3)
         order = np.lexsort((-lengths, transition.index))
-        # A step costs K^2 operations, and what it takes to find them.
-        work = lengths[order] * float(chain.num_states * (chain.num_states + 20))
-        return cls(
-            threads.split(work, align=8),
-            lanes(chain),
+        batch = cls(
+            [],
+            lanes_for(chain.num_states, chain.observation.element_size()),
             order,
             lengths,
             chain.num_steps,
@@ -176,6 +171,18 @@ class Batch(NamedTuple):
             transition,
             flat(chain.observation, chain.batch_shape, 2),
         )
+        return batch._replace(bounds=threads.split(batch._work(order), align=8))
+
+    def where(self, mask: np.ndarray) -> "Batch":
+        """The part of the sequences for which the mask (B,) is true."""
+        if mask.all():
+            return self
+        order = self.order[mask[self.order]]
+        return self._replace(order=order, bounds=threads.split(self._work(order), align=8))
+
+    def _work(self, order: np.ndarray) -> np.ndarray:
+        # A step costs K^2 operations, and what it takes to find them.
+        return self.lengths[order] * float(self.num_states * (self.num_states + 20))
 
     def run(self, kernel: Callable[..., Any], *arguments: Any, lengths: np.ndarray | None = None) -> None:
         """Call `kernel(share, first, last, lanes, order, lengths, T, K, *arguments)` for each share."""

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import NativeValue, intrinsic, lower_builtin, models, register_model, unbox
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
 
 def kernel(function):
@@ -40,50 +40,43 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.width))
 
 
-class _Lanes(types.Opaque):
-    def __init__(self, width: int, narrow: bool):
-        self.width, self.narrow = width, narrow
-        super().__init__(f"Lanes({width}, {narrow})")
+# What a kernel is told about its vectors, by the type of an argument: numba looks up a kernel by the types of its
+# arguments, and finds that of a tuple of integers in no time.
+Lanes = tuple[int, ...]
 
 
-class Lanes:
-    """The vectors of a kernel: an argument whose numba type, not value, says how wide they are.
+def lanes_for(num_states: int, dtype_bytes: int) -> Lanes:
+    """As many zeros as a vector has lanes, and one more where the states do not fit into one vector.
 
-    Attributes:
-        width: W.
-        narrow: whether one vector holds all states of a sequence.
+    A vector is up to 64 bytes wide, and no wider than the states need.
+
+    Example:
+        >>> len(lanes_for(3, 4)), len(lanes_for(16, 4)), len(lanes_for(17, 4)), len(lanes_for(17, 8))
+        (4, 16, 17, 9)
     """
-
-    def __init__(self, width: int, narrow: bool):
-        self.width, self.narrow = width, narrow
-        self._numba_type_ = _Lanes(width, narrow)
-
-    def padded(self, num_states: int) -> int:
-        """The numbers in a row of a packed matrix: `padded_width` outside of kernels."""
-        return self.width if self.narrow else -(-num_states // (2 * self.width)) * 2 * self.width
+    full = 64 // dtype_bytes
+    width = next(width for width in (4, 8, 16) if width >= num_states or width == full)
+    return (0,) * (width + (width < num_states))
 
 
-@register_model(_Lanes)
-class _LanesModel(models.OpaqueModel):
-    pass
-
-
-@unbox(_Lanes)
-def _unbox_lanes(typ, value, c):
-    return NativeValue(c.context.get_dummy_value())
+def padded_states(num_states: int, lanes: Lanes) -> int:
+    """The numbers in a row of a packed matrix: `padded_width` outside of kernels."""
+    panel = 2 * (len(lanes) - 1)
+    return -(-num_states // panel) * panel if len(lanes) % 2 else len(lanes)
 
 
 @intrinsic
 def zeros(typingctx, lanes, array):
-    """The vector of zeros of this width and of the array's dtype."""
-    vector = Vector(array.dtype, lanes.width)
+    """The vector of zeros of the array's dtype."""
+    vector = Vector(array.dtype, lanes.count - lanes.count % 2)
     return vector(lanes, array), lambda context, builder, sig, args: _constant(_ir_vector(vector), 0.0)
 
 
 @intrinsic
 def is_narrow(typingctx, lanes):
-    """`Lanes.narrow`, known when the kernel is compiled."""
-    return types.boolean(lanes), lambda context, builder, sig, args: context.get_constant(types.boolean, lanes.narrow)
+    """Whether one vector holds all states, known when the kernel is compiled."""
+    narrow = lanes.count % 2 == 0
+    return types.boolean(lanes), lambda context, builder, sig, args: context.get_constant(types.boolean, narrow)
 
 
 def _define_operator(function, instruction: str) -> None:

@@ -42,11 +42,12 @@ def split(work: np.ndarray, align: int = 1) -> list[int]:
         >>> split(np.ones(10))
         [0, 10]
     """
+    shares = min(torch.get_num_threads(), len(work), int(work.sum() / SMALLEST_SHARE))
+    if shares < 2:
+        return [0, len(work)]
     so_far = work.cumsum()
-    total = so_far[-1] if len(work) else 0.0
-    shares = max(1, min(torch.get_num_threads(), len(work), int(total / SMALLEST_SHARE)))
     align = align if len(work) >= 2 * shares * align else 1
-    inner = np.searchsorted(so_far, total * np.arange(1, shares) / shares) + 1
+    inner = np.searchsorted(so_far, so_far[-1] * np.arange(1, shares) / shares) + 1
     return [0, *(int(bound) for bound in np.rint(inner / align) * align), len(work)]
 
 

@@ -9,7 +9,8 @@ import torch
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain, fit_chain
-from pyrohmm.ops.layout import Batch, Flat, Matrices, flat, groups, lanes
+from pyrohmm.ops.layout import Batch, Flat, Matrices, flat, groups
+from pyrohmm.ops.simd import padded_states
 from pyrohmm.ops.viterbi import cpu_kernels
 from pyrohmm.testing import random_chain
 
@@ -125,24 +126,6 @@ def as_chain(**kwargs) -> Chain:
     return fit_chain(*chain.logits, chain.lengths)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "num_states", "width", "narrow"),
-    [
-        *((torch.float32, K, 4, True) for K in (1, 3, 4)),
-        *((torch.float32, K, 8, True) for K in (5, 8)),
-        *((torch.float32, K, 16, True) for K in (9, 16)),
-        *((torch.float32, K, 16, False) for K in (17, 100)),
-        *((torch.float64, K, 4, True) for K in (1, 4)),
-        *((torch.float64, K, 8, True) for K in (5, 8)),
-        *((torch.float64, K, 8, False) for K in (9, 100)),
-    ],
-)
-def test_lanes(dtype, num_states, width, narrow):
-    chain = as_chain(num_states=num_states, dtype=dtype)
-    assert (lanes(chain).width, lanes(chain).narrow) == (width, narrow)
-    assert lanes(chain) is lanes(as_chain(num_states=num_states, num_steps=9, dtype=dtype))
-
-
 def with_transition(transition: torch.Tensor, num_steps: int = 4, batch_shape: tuple[int, ...] = (2, 3)) -> Chain:
     K = transition.shape[-1]
     observation = torch.zeros(*batch_shape, num_steps, K, dtype=transition.dtype)
@@ -182,8 +165,8 @@ def test_packed_matrices(num_states, dtype):
     A = torch.randn(3, num_states, num_states, dtype=dtype, generator=torch.Generator().manual_seed(0))
     found = Matrices.of(with_transition(A.unsqueeze(-3), batch_shape=(2, 3)))
     packed = found.pack(cpu_kernels.pack)
-    padded = found.lanes.padded(num_states)
-    panel = padded if found.lanes.narrow else 2 * found.lanes.width
+    padded = padded_states(num_states, found.lanes)
+    panel = padded if padded == len(found.lanes) else 2 * (len(found.lanes) - 1)
     assert packed.index.tolist() == [n * num_states * padded for n in (0, 1, 2)] * 2
     for number, matrix in enumerate(A.numpy()):
         values = packed.values[packed.index[number] :][: num_states * padded]
@@ -231,3 +214,12 @@ def test_shares_of_a_batch_have_the_same_work(monkeypatch):
     assert len(batch.bounds) == 4 and (batch.bounds[0], batch.bounds[-1]) == (0, 200)
     steps = [int(lengths[batch.order[a:b]].sum()) for a, b in itertools.pairwise(batch.bounds)]
     assert max(steps) < 1.1 * sum(steps) / 3
+
+
+def test_a_part_of_a_batch():
+    chain = fit_chain(torch.zeros(3), torch.zeros(3, 3), torch.zeros(4, 5, 3), torch.tensor([1, 3, 5, 2]))
+    batch = Batch.of(chain)
+    assert batch.where(np.array([True, False, True, True])).order.tolist() == [2, 3, 0]
+    assert batch.where(np.array([True, False, True, True])).bounds == [0, 3]
+    assert batch.where(np.zeros(4, bool)).bounds == [0, 0]
+    assert batch.where(np.ones(4, bool)).order.tolist() == batch.order.tolist()

@@ -7,12 +7,16 @@ import pytest
 from numba import njit
 
 from pyrohmm.ops import simd
-from pyrohmm.ops.simd import Lanes
+from pyrohmm.ops.simd import Lanes, lanes_for, padded_states
 
 WIDTHS = [4, 8, 16]
 DTYPES = [np.float32, np.float64]
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 all_widths = pytest.mark.parametrize("width", WIDTHS)
+
+
+def vectors(width: int, *, narrow: bool = True) -> Lanes:
+    return (0,) * (width + (not narrow))
 
 
 def bits(dtype) -> type:
@@ -49,7 +53,7 @@ def each_log(lanes, x, out):
 
 def applied(kernel, x: np.ndarray, width: int = 8) -> np.ndarray:
     out = np.full_like(x, np.nan)
-    kernel(Lanes(width, True), x, out)
+    kernel(vectors(width), x, out)
     return out
 
 
@@ -124,7 +128,7 @@ def test_the_rest_of_a_row_is_left_alone(dtype, width):
     for count in range(width + 1):
         for index in (0, 3, 40 - count):  # as far as the end of the array, and no further
             out = np.full(64, np.nan, dtype)
-            masked(Lanes(width, True), x, index, count, dtype(-5), out, 21)
+            masked(vectors(width), x, index, count, dtype(-5), out, 21)
             expected = np.full(64, np.nan, dtype)
             expected[:width] = [*x[index : index + count], *[-5] * (width - count)]
             expected[21 : 21 + count] = x[index : index + count]
@@ -142,7 +146,7 @@ def test_take_and_put_move_a_vector_at_most(dtype, width):
     x = np.arange(1, 41).astype(dtype)
     for count in range(40):
         out = np.full(40, np.nan, dtype)
-        moved(Lanes(width, True), x, 1, count, dtype(7), out, 5)
+        moved(vectors(width), x, 1, count, dtype(7), out, 5)
         expected = np.full(40, np.nan, dtype)
         here = min(count, width)
         expected[5 : 5 + here] = x[1 : 1 + here]
@@ -173,7 +177,7 @@ def test_arithmetic(dtype, width, narrow):
     # What remains of a product when its rounded value is taken away is there only if fma rounds once.
     c = -(a * b)
     out = np.full((8, width), np.nan, dtype)
-    assert arithmetic(Lanes(width, narrow), a, b, c, dtype(2.5), out.reshape(-1)) == (width, narrow)
+    assert arithmetic(vectors(width, narrow=narrow), a, b, c, dtype(2.5), out.reshape(-1)) == (width, narrow)
     fractions = [[Fraction(number) for number in numbers.tolist()] for numbers in (a, b, c)]
     remainder = [float(x * y + z) for x, y, z in zip(*fractions, strict=True)]
     assert any(remainder)
@@ -185,7 +189,7 @@ def test_the_maximum_keeps_a_nan_on_the_right():
     a = np.array([np.nan, 1.0, -np.inf, 2.0])
     b = np.array([1.0, np.nan, np.nan, -np.inf])
     out = np.zeros(32)
-    arithmetic(Lanes(4, True), a, b, a, 0.0, out)
+    arithmetic(vectors(4), a, b, a, 0.0, out)
     np.testing.assert_array_equal(out[16:20], [1.0, np.nan, np.nan, 2.0])
 
 
@@ -199,7 +203,7 @@ def reductions(lanes, a, b):
 @both_dtypes
 @all_widths
 def test_reductions(dtype, width):
-    lanes = Lanes(width, True)
+    lanes = vectors(width)
     rng = np.random.default_rng(0)
     for _ in range(50):
         a, b = rng.integers(-4, 5, (2, width)).astype(dtype)
@@ -229,12 +233,12 @@ def products(lanes, left, columns, matrix, index, depth, rows, sums, best):
 @pytest.mark.parametrize("narrow", [True, False], ids=["narrow", "wide"])
 def test_products_of_matrices(dtype, width, narrow):
     """Of small integers, so that the order of the terms makes no difference and nothing is rounded."""
-    lanes = Lanes(width, narrow)
+    lanes = vectors(width, narrow=narrow)
     rng = np.random.default_rng(0)
     panel = width if narrow else 2 * width
     for depth in range(1, width + 1 if narrow else 71):
         columns = depth
-        padded = lanes.padded(columns)
+        padded = padded_states(columns, lanes)
         matrix = rng.integers(-9, 10, (depth, padded)).astype(dtype)
         packed = np.concatenate([np.full(5, np.nan), matrix.reshape(depth, -1, panel).swapaxes(0, 1).ravel()])
         for rows in range(1, 10):
@@ -252,7 +256,7 @@ def test_products_of_matrices(dtype, width, narrow):
 
 @all_widths
 def test_the_maximum_of_impossible_sums(width):
-    lanes, nothing = Lanes(width, True), np.full(width * width, -np.inf)
+    lanes, nothing = vectors(width), np.full(width * width, -np.inf)
     sums, best = np.zeros((2, width))
     products(lanes, np.zeros(width), width, nothing, 0, width, 1, sums, best)
     assert (best == -np.inf).all()
@@ -261,6 +265,22 @@ def test_the_maximum_of_impossible_sums(width):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rows_are_padded_to_whole_panels(width):
     for num_states in range(1, 70):
-        padded = Lanes(width, False).padded(num_states)
+        padded = padded_states(num_states, vectors(width, narrow=False))
         assert padded % (2 * width) == 0 and 0 <= padded - num_states < 2 * width
-    assert Lanes(width, True).padded(width - 1) == width
+    assert padded_states(width - 1, vectors(width)) == width
+
+
+@pytest.mark.parametrize(
+    ("dtype_bytes", "num_states", "width", "narrow"),
+    [
+        *((4, K, 4, True) for K in (1, 3, 4)),
+        *((4, K, 8, True) for K in (5, 8)),
+        *((4, K, 16, True) for K in (9, 16)),
+        *((4, K, 16, False) for K in (17, 100)),
+        *((8, K, 4, True) for K in (1, 4)),
+        *((8, K, 8, True) for K in (5, 8)),
+        *((8, K, 8, False) for K in (9, 100)),
+    ],
+)
+def test_vectors_are_as_wide_as_the_states_need(dtype_bytes, num_states, width, narrow):
+    assert lanes_for(num_states, dtype_bytes) == vectors(width, narrow=narrow)

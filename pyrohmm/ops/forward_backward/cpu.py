@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.certificate import log_ratio, smallest_log_ratio
-from pyrohmm.ops.chain import Chain
+from pyrohmm.ops.chain import Chain, clear_padding
 from pyrohmm.ops.forward_backward import cpu_log, cpu_scaled
 from pyrohmm.ops.layout import Batch, Matrices, Packed, flat, groups
 
@@ -32,31 +32,77 @@ class Messages(NamedTuple):
     """What the forward pass leaves for the backward pass.
 
     Attributes:
-        scaled: whether `values` are scaled probabilities, else log-probabilities.
+        batch: the chain as kernels read it.
+        scaled: (B,) bool, whether a sequence's values are scaled probabilities; the others' are log-probabilities.
         log_z: (B,) float64.
         values: (B, T, K).
-        matrices: the transition matrices, for scaled messages.
-        packed: exp(A - top) as kernels read it, top being the largest entry of each matrix.
+        matrices: the transition matrices, if they are shared over time.
+        packed: exp(A - top) as kernels read it.
+        tops: top, the largest entry of each matrix: (G,) of shared ones, else (B T,) of the one that leads to a step.
     """
 
-    scaled: bool
+    batch: Batch
+    scaled: np.ndarray
     log_z: np.ndarray
     values: Tensor
     matrices: Matrices
     packed: Packed
+    tops: np.ndarray
+
+
+class Room(NamedTuple):
+    """Memory for transition marginals of each step or, in float64, for their sums over time.
+
+    Attributes:
+        shape: of the result.
+        copies: (n, size). Threads that work on sequences which share a part of the result have copies of their own.
+        each, sums: the same memory as an array; one of them is empty.
+        index: (shares, B), where the part of a sequence begins.
+        own: whether every part is written to by one sequence only, and all are.
+    """
+
+    shape: tuple[int, ...]
+    copies: Tensor
+    each: np.ndarray
+    sums: np.ndarray
+    index: np.ndarray
+    own: bool
+
+    @classmethod
+    def of(cls, chain: Chain, batch: Batch, each: bool, reduce: bool) -> "Room":
+        """Room for the marginals of each sequence, or for their sum over those with the same transitions (reduce)."""
+        shape, number = chain.transition.shape, groups(chain.transition.shape[:-3], chain.batch_shape)
+        each = shape[-3] > 1 if reduce else each
+        if not reduce:
+            steps = (max(chain.num_steps - 1, 0),) if each else ()
+            shape = (*chain.batch_shape, *steps, *shape[-2:])
+            number = np.arange(len(number))
+        alone, shares = math.prod(shape[:-3] if reduce else chain.batch_shape) == len(number), len(batch.bounds) - 1
+        own = each and alone and len(batch.order) == len(number)
+        size = math.prod(shape)
+        part = (chain.num_steps - 1 if each else 1) * math.prod(shape[-2:])
+        dtype = chain.observation.dtype if each else torch.float64
+        copies = (torch.empty if own else torch.zeros)(1 if alone else shares, size, dtype=dtype)
+        index = number * part + np.arange(shares)[:, None] * (0 if alone else size)
+        memory, nothing = copies.view(-1).numpy(), chain.observation.new_empty(0).numpy()
+        return cls(shape, copies, memory if each else nothing, NOTHING if each else memory, index, own)
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """The result, in this dtype."""
+        return (self.copies[0] if len(self.copies) == 1 else self.copies.sum(0)).view(self.shape).to(dtype)
 
 
 def explain(chain: Chain) -> tuple[str, str]:
     """The form that this chain takes, "scaled" or "log", and why."""
-    if chain.transition.shape[-3] > 1:
-        return "log", "the transition changes from step to step"
-    found = log_ratio(chain.transition)
+    ratio = log_ratio(clear_padding(chain).transition)
     bound = smallest_log_ratio(chain.observation.dtype, chain.num_states)
-    relation = ">=" if found >= bound else "<"
+    worst, passed = float(ratio.min()) if ratio.numel() else 0.0, bool((ratio >= bound).all())
+    dtype = str(chain.observation.dtype).removeprefix("torch.")
     return (
-        "scaled" if found >= bound else "log",
-        f"the smallest transition potential lies {found:.4g} nats from the largest, {relation} {bound:.1f} "
-        f"for {chain.num_states} states in {str(chain.observation.dtype).removeprefix('torch.')}",
+        "scaled" if passed else "log",
+        f"the smallest transition potential lies {-worst:.4g} nats below the largest of its matrix, "
+        f"{'within' if passed else 'beyond'} the {-bound:.1f} that are safe for {chain.num_states} states in {dtype}"
+        + ("" if passed else " (sequences that keep within them are scaled all the same)"),
     )
 
 
@@ -67,55 +113,45 @@ def partition(chain: Chain, *, keep: bool) -> tuple[Tensor, Messages]:
 
 def filter(chain: Chain) -> tuple[Tensor, Tensor]:
     """Filtered state log-probabilities (*batch, T, K) and log-evidence of each step (*batch, T)."""
-    _, _, log_probs, log_evidence = _forward(chain, keep=False, filtered=True)
+    _, _, log_probs, log_evidence = _forward(chain, filtered=True)
     shape = (*chain.batch_shape, chain.num_steps)
     return log_probs.view(*shape, chain.num_states), log_evidence.view(shape)
 
 
 def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """State marginals (*batch, T, K) and transition marginals; arguments as in the reference."""
-    if not messages.scaled:
-        ones = _per_sequence(chain, torch.ones((), dtype=chain.observation.dtype))
-        offset = ones if weight is None else _per_sequence(chain, weight)
-        return _backward_log(chain, messages.values, messages.log_z, each, weight is not None, ones, offset)
-    batch = Batch.of(chain)
-    B, T, K = len(batch.order), chain.num_steps, chain.num_states
-    packed = messages.packed
-    transposed = np.zeros_like(packed.values)
-    blocks = np.full(packed.values.size // (K * batch.lanes.width), float(K * batch.lanes.width))
-    threads.run(cpu_scaled.transpose, threads.split(blocks), batch.lanes, K, packed.values, transposed)
-    states, onward = torch.empty(B, T, K, dtype=chain.observation.dtype), torch.empty_like(messages.values)
-    batch.run(
-        cpu_scaled.backward,
-        transposed,
-        packed.index,
-        *batch.observation,
-        messages.values.view(-1).numpy(),
-        messages.log_z,
-        _per_sequence(chain, torch.ones((), dtype=states.dtype) if weight is None else weight),
-        states.view(-1).numpy(),
-        onward.view(-1).numpy(),
-    )
-    return states.view(*chain.batch_shape, T, K), _transitions(chain, messages, onward, each, weight is not None)
+    batch = messages.batch
+    ones = _per_sequence(chain, torch.ones((), dtype=chain.observation.dtype))
+    weights = ones if weight is None else _per_sequence(chain, weight)
+    states = torch.empty(len(batch.order), chain.num_steps, chain.num_states, dtype=chain.observation.dtype)
+    scaled, reduce, parts = messages.scaled, weight is not None, []
+    if scaled.any() and chain.transition.shape[-3] > 1:
+        parts.append(_smooth_steps(chain, batch.where(scaled), messages, weights, states, each, reduce))
+    elif scaled.any():
+        parts.append(_smooth_shared(chain, batch.where(scaled), messages, weights, states, each, reduce))
+    if not scaled.all():
+        some = batch.where(~scaled)
+        parts.append(_backward_log(chain, some, messages.values, messages.log_z, states, each, reduce, ones, weights))
+    transitions = parts[0] if parts else _nothing(chain, each, reduce)
+    return states.view(*chain.batch_shape, *states.shape[1:]), sum(parts[1:], transitions)
 
 
 def hessian_product(
     chain: Chain, messages: Messages, direction: tuple[Tensor, ...], *, weight: Tensor, offset: Tensor
 ) -> Tangent:
-    """Product of the Hessian of log Z with a direction; arguments as in the reference."""
-    batch = Batch.of(chain)
+    """Product of the Hessian of log Z with a direction, in log space; arguments as in the reference."""
+    batch = messages.batch
     B, T, K = len(batch.order), chain.num_steps, chain.num_states
-    log_probs = filter(chain)[0] if messages.scaled else messages.values
+    log_probs = filter(chain)[0] if messages.scaled.any() else messages.values
     past = np.zeros(B * T * K, batch.observation.values.dtype)
     expectation = np.zeros(B, past.dtype)
     v_initial, v_transition, v_observation = (
         flat(v, chain.batch_shape, dims) for v, dims in zip(direction, (1, 3, 2), strict=True)
     )
-    log_probs_flat = log_probs.reshape(-1).numpy()
     batch.run(
         cpu_log.condition,
         *batch.transition,
-        log_probs_flat,
+        log_probs.reshape(-1).numpy(),
         *v_initial[:2],
         *v_transition,
         *v_observation,
@@ -123,16 +159,11 @@ def hessian_product(
         expectation,
         lengths=np.where(messages.log_z > -np.inf, batch.lengths, 0),
     )
-    states, transitions = _backward_log(
-        chain,
-        log_probs,
-        messages.log_z,
-        chain.transition.shape[-3] > 1,
-        True,
-        _per_sequence(chain, weight),
-        _per_sequence(chain, offset),
-        tangent=(*v_transition, *v_observation, past, expectation),
-    )
+    states = torch.empty(B, T, K, dtype=chain.observation.dtype)
+    weights, offsets = _per_sequence(chain, weight), _per_sequence(chain, offset)
+    tangent = (*v_transition, *v_observation, past, expectation)
+    transitions = _backward_log(chain, batch, log_probs, messages.log_z, states, False, True, weights, offsets, tangent)
+    states = states.view(*chain.batch_shape, T, K)
     first = states[..., 0, :] if T else states.sum(-2)
     return Tangent(
         first.sum_to_size(chain.initial.shape),
@@ -142,125 +173,153 @@ def hessian_product(
     )
 
 
-def _forward(chain: Chain, *, keep: bool, filtered: bool = False) -> tuple[Tensor, Messages, Tensor, Tensor]:
+def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tuple[Tensor, Messages, Tensor, Tensor]:
     """Log Z, messages and, where filtered, log-probabilities and evidence, all of them (B, ...)."""
     batch = Batch.of(chain)
     B, T, K = len(batch.order), chain.num_steps, chain.num_states
-    dtype = chain.observation.dtype
-    scaled = explain(chain)[0] == "scaled"
-    filtered |= keep and not scaled
-    values = torch.empty((B, T, K) if keep and scaled else (0,), dtype=dtype)
-    log_probs = torch.empty((B, T, K) if filtered else (0,), dtype=dtype)
-    log_evidence = torch.empty((B, T) if filtered else (0,), dtype=dtype)
-    log_z = np.empty(B)
+    like = chain.observation
+    bound = smallest_log_ratio(like.dtype, K)
+    values = like.new_empty((B, T, K) if keep else 0)
+    log_probs = like.new_empty((B, T, K) if filtered else 0)
+    log_evidence = like.new_empty((B, T) if filtered else 0)
     outputs = (log_probs.view(-1).numpy(), log_evidence.view(-1).numpy())
-    matrices, packed = Matrices.of(chain), Packed(NOTHING, NOTHING)
-    if scaled:
-        top = matrices.values.amax((-1, -2)) if len(matrices.values) else matrices.values.new_zeros(B)
-        packed = matrices.pack(cpu_scaled.pack, top.numpy())
+    log_z = np.empty(B)
+    matrices, packed, scaled = Matrices.of(chain), Packed(NOTHING, NOTHING), np.ones(B, np.bool_)
+    tops = like.new_empty(B * T if keep and len(matrices.values) == 0 else 0).numpy()
+    if chain.transition.shape[-3] > 1:
         batch.run(
-            cpu_scaled.forward,
+            cpu_scaled.forward_steps,
             *batch.initial[:2],
-            packed.values,
-            packed.index,
-            top.double().numpy()[matrices.number],
+            *batch.transition,
+            bound,
             *batch.observation,
+            scaled,
+            tops,
             values.view(-1).numpy(),
             log_z,
             *outputs,
         )
     else:
-        batch.run(
-            cpu_log.forward,
-            *batch.initial[:2],
-            *batch.transition,
-            *batch.observation,
-            log_z,
-            *outputs,
+        if len(matrices.values):
+            smallest, largest = like.new_empty(2, len(matrices.values), K).numpy()
+            matrices.run(cpu_scaled.extremes, smallest.reshape(-1), largest.reshape(-1))
+            tops = largest.max(1)
+            with np.errstate(invalid="ignore"):  # -inf alone
+                passed = smallest.min(1) - tops >= bound
+            tops[~passed] = np.inf  # no part of what is scaled
+            scaled = passed[matrices.number]
+        else:
+            tops = like.new_zeros(B).numpy()
+        if scaled.any():
+            packed = matrices.pack(cpu_scaled.pack, tops)
+            batch.where(scaled).run(
+                cpu_scaled.forward,
+                *batch.initial[:2],
+                *packed,
+                tops.astype(np.float64)[matrices.number],
+                *batch.observation,
+                values.view(-1).numpy(),
+                log_z,
+                *outputs,
+            )
+    if not scaled.all():
+        # The kernel's log-probabilities are its messages.
+        messages = (values.view(-1).numpy(), like.new_empty(B * T).numpy()) if keep else outputs
+        batch.where(~scaled).run(
+            cpu_log.forward, *batch.initial[:2], *batch.transition, *batch.observation, log_z, *messages
         )
-        values = log_probs
-    result = torch.from_numpy(log_z).to(dtype).view(chain.batch_shape)
-    return result, Messages(scaled, log_z, values, matrices, packed), log_probs, log_evidence
+    result = torch.from_numpy(log_z).to(like.dtype).view(chain.batch_shape)
+    return result, Messages(batch, scaled, log_z, values, matrices, packed, tops), log_probs, log_evidence
 
 
-def _transitions(chain: Chain, messages: Messages, onward: Tensor, each: bool, reduce: bool) -> Tensor:
-    """Transition marginals alpha_t(i) exp(A_ij) v_t+1(j), or their sums, from scaled messages."""
+def _smooth_shared(
+    chain: Chain, batch: Batch, messages: Messages, weights: np.ndarray, states: Tensor, each: bool, reduce: bool
+) -> Tensor:
+    """Fill in the state marginals of a batch of scaled messages, and return the transition marginals."""
     B, T, K = messages.values.shape
+    each = each and not reduce
+    transposed = np.zeros_like(messages.packed.values)
+    width = len(batch.lanes) // 2 * 2
+    blocks = np.full(transposed.size // (K * width), float(K * width))
+    threads.run(cpu_scaled.transpose, threads.split(blocks), batch.lanes, K, messages.packed.values, transposed)
+    # Of few states, counts are added up on the way back; of many, they are a matrix product afterwards.
+    few = len(batch.lanes) % 2 == 0 and not each
+    room = Room.of(chain, batch, False, reduce) if few else None
+    values, onward = messages.values, messages.values.new_empty(0 if few else (B, T, K))
+    if not few and len(batch.order) < B:  # log-probabilities of the others would make NaN
+        values = values.where(torch.from_numpy(messages.scaled)[:, None, None], 0.0)
+        onward.zero_()
+    batch.run(
+        cpu_scaled.backward,
+        transposed,
+        messages.packed.index,
+        *batch.observation,
+        messages.values.view(-1).numpy(),
+        messages.log_z,
+        weights,
+        states.view(-1).numpy(),
+        onward.view(-1).numpy(),
+        room.sums if room else NOTHING,
+        room.index if room else np.zeros((1, 1), np.int64),
+    )
     if T < 2:
-        if reduce:
-            return torch.zeros_like(chain.transition)
-        return messages.values.new_zeros(*chain.batch_shape, *(0,) * each, K, K)
-    shape, matrices = chain.transition.shape, messages.matrices.values
-    odds = (matrices - matrices.amax((-1, -2), keepdim=True)).exp_()
-    if len(odds) > 1:
-        odds = odds[torch.from_numpy(messages.matrices.number)]
-    if each and not reduce:
-        pairs = messages.values[:, :-1, :, None] * onward[:, :-1, None, :]
-        return pairs.mul_(odds.unsqueeze(1)).view(*chain.batch_shape, T - 1, K, K)
+        return _nothing(chain, each, reduce)
+    matrices, shape = messages.matrices, chain.transition.shape
+    tops = torch.from_numpy(messages.tops)[:, None, None]
+    odds = (matrices.values - tops).exp_().where(tops.isfinite(), 0.0).view(matrices.shape)
+    if room:
+        return room.total(states.dtype).mul_(odds if reduce else odds.squeeze(-3))
+    if each:
+        pairs = values[:, :-1, :, None] * onward[:, :-1, None, :]
+        return pairs.view(*chain.batch_shape, T - 1, K, K).mul_(odds)
     # The last step of a sequence has no v, so that nothing is counted across a boundary.
     sequences = 1 if reduce and math.prod(shape[:-3]) == 1 else B
-    counts = _sum_of_products(messages.values.view(sequences, -1, K), onward.view(sequences, -1, K)).mul_(odds)
-    counts = counts.to(odds.dtype)
-    if not reduce:
-        return counts.view(*chain.batch_shape, K, K)
-    return counts.view(shape) if sequences == 1 else counts.view(*chain.batch_shape, 1, K, K).sum_to_size(shape)
+    counts = _sum_of_products(values.view(sequences, -1, K), onward.view(sequences, -1, K))
+    if sequences == 1:
+        return counts.view(shape).mul_(odds)
+    counts = counts.view(*chain.batch_shape, 1, K, K).mul_(odds)
+    return counts.sum_to_size(shape) if reduce else counts.squeeze(-3)
 
 
-def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
-    """sum_n left[b, n, i] * right[b, n, j], (B, K, K), in float64 where there are many terms.
-
-    Only a block of terms is added up in the precision of the arguments, because N may be a million. A block is long
-    enough for the products to take longer than adding them up.
-    """
-    B, N, K = left.shape
-    block = max(64, 2 * K)
-    whole = N // block * block
-    result = torch.bmm(left[:, whole:].mT, right[:, whole:])
-    if N <= block:
-        return result
-    if B == 1:
-        left, right = (x[:, :whole].view(-1, block, K) for x in (left, right))
-        return result.double() + torch.bmm(left.mT, right).sum(0, dtype=torch.float64)
-    result = result.double()
-    for begin in range(0, whole, block):
-        result += torch.bmm(left[:, begin : begin + block].mT, right[:, begin : begin + block])
-    return result
+def _smooth_steps(
+    chain: Chain, batch: Batch, messages: Messages, weights: np.ndarray, states: Tensor, each: bool, reduce: bool
+) -> Tensor:
+    """As `_smooth_shared`, for transitions that change."""
+    room = Room.of(chain, batch, each, reduce)
+    batch.run(
+        cpu_scaled.backward_steps,
+        *batch.transition,
+        *batch.observation,
+        messages.tops,
+        messages.values.view(-1).numpy(),
+        messages.log_z,
+        weights,
+        states.view(-1).numpy(),
+        room.each,
+        room.sums,
+        room.index,
+        room.own,
+    )
+    return room.total(states.dtype)
 
 
 def _backward_log(
     chain: Chain,
+    batch: Batch,
     log_probs: Tensor,
     log_z: np.ndarray,
+    states: Tensor,
     each: bool,
     reduce: bool,
     weight: np.ndarray,
     offset: np.ndarray,
     tangent: tuple | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Marginals, or their derivatives, in log space; transitions for each sequence or reduced to the chain's shape."""
-    batch = Batch.of(chain)
-    B, T, K = len(batch.order), chain.num_steps, chain.num_states
-    dtype = log_probs.dtype
-    shares = len(batch.bounds) - 1
-    if reduce:
-        shape, target = chain.transition.shape, groups(chain.transition.shape[:-3], chain.batch_shape)
-        each = shape[-3] > 1
-    else:
-        shape, target = (*chain.batch_shape, *((max(T - 1, 0),) if each else ()), K, K), np.arange(B)
-    size = math.prod(shape)
-    part = (T - 1 if each else 1) * K * K
-    alone = len(np.unique(target)) == B
-    # Where sequences share a matrix, each thread adds up its own.
-    copies = 1 if alone else shares
-    own = each and alone  # then written, not added to
-    out = (torch.empty if own else torch.zeros)(copies, size, dtype=dtype if each else torch.float64)
-    out_index = target * part + np.arange(shares)[:, None] * (size if copies > 1 else 0)
-    nothing = NOTHING.astype(batch.observation.values.dtype)
-    states = torch.empty(B, T, K, dtype=dtype)
-    memory = out.view(-1).numpy()
+) -> Tensor:
+    """Fill in the state marginals of a batch, or their derivatives, and return those of the transitions."""
+    room = Room.of(chain, batch, each, reduce)
     if tangent is None:
-        none = np.zeros(B, np.int64)
-        tangent = (nothing, none, 0, nothing, none, 0, nothing, np.zeros(B, nothing.dtype))
+        nothing, none = states.new_empty(0).numpy(), np.zeros(len(log_z), np.int64)
+        tangent = (nothing, none, 0, nothing, none, 0, nothing, np.zeros(len(log_z), nothing.dtype))
     batch.run(
         cpu_log.backward,
         *batch.transition,
@@ -271,13 +330,41 @@ def _backward_log(
         offset,
         *tangent,
         states.view(-1).numpy(),
-        memory if each else nothing,
-        NOTHING if each else memory,
-        out_index,
-        own,
+        room.each,
+        room.sums,
+        room.index,
+        room.own,
     )
-    total = out[0] if copies == 1 else out.sum(0)
-    return states.view(*chain.batch_shape, T, K), total.view(shape).to(dtype)
+    return room.total(states.dtype)
+
+
+def _nothing(chain: Chain, each: bool, reduce: bool) -> Tensor:
+    """The transition marginals where there are no transitions."""
+    if reduce:
+        return torch.zeros_like(chain.transition)
+    steps = (max(chain.num_steps - 1, 0),) if each else ()
+    return chain.observation.new_zeros(*chain.batch_shape, *steps, *chain.transition.shape[-2:])
+
+
+def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """sum_n left[b, n, i] * right[b, n, j], (B, K, K).
+
+    Only a block of terms is added up in the precision of the arguments, because N may be a million. A block is long
+    enough for the products to take longer than adding them up.
+    """
+    B, N, K = left.shape
+    block = max(64, 2 * K)
+    whole = N // block * block
+    result = torch.bmm(left[:, whole:].mT, right[:, whole:])
+    if whole == 0:
+        return result
+    if B == 1:
+        left, right = (x[:, :whole].view(-1, block, K) for x in (left, right))
+        return (result + torch.bmm(left.mT, right).sum(0, dtype=torch.float64)).to(left.dtype)
+    total = result.double()
+    for begin in range(0, whole, block):
+        total += torch.bmm(left[:, begin : begin + block].mT, right[:, begin : begin + block])
+    return total.to(left.dtype)
 
 
 def _per_sequence(chain: Chain, value: Tensor) -> np.ndarray:

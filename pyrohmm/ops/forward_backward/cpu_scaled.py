@@ -32,6 +32,9 @@ from pyrohmm.ops.threads import in_parallel
 # Sequences that walk through time side by side: enough to hide the latency of one behind the arithmetic of the others.
 ROWS = 8
 
+# Counts are added up in the precision of the messages for this many steps, then in float64: T may be a million.
+STEPS_PER_SUM = 32
+
 
 @njit(forceinline=True)
 def absorb(lanes, values, index, K, inverse, predicted, message, row):
@@ -189,6 +192,8 @@ def _backward(
     weight,
     marginals,
     onward,
+    sums,
+    out_index,
 ):
     real = observation.dtype.type
     zero = zeros(lanes, observation)
@@ -197,6 +202,7 @@ def _backward(
     padded = padded_width(lanes, K, zero)
     message = np.zeros(ROWS * padded, observation.dtype)
     beta = np.zeros(ROWS * padded, observation.dtype)
+    counts = np.zeros(ROWS * K * padded if sums.size > 0 else 0, observation.dtype)
     n = first
     while n < last:
         matrix = packed_index[order[n]]
@@ -207,7 +213,8 @@ def _backward(
             b = order[n + r]
             beyond, end = b * num_steps + lengths[b], (b + 1) * num_steps
             marginals[beyond * K : end * K] = real(0)
-            onward[max(b * num_steps, beyond - 1) * K : end * K] = real(0)
+            if onward.size > 0:
+                onward[max(b * num_steps, beyond - 1) * K : end * K] = real(0)
         active = 0
         for t in range(lengths[order[n]] - 1, -1, -1):
             if active > 0:
@@ -233,15 +240,27 @@ def _backward(
                 scale = splat(inverse, zero)
                 weighted = splat(inverse * weight[b], zero)
                 following = t + 1 < lengths[b]
+                if following and sums.size > 0:
+                    ahead = load(message, row, zero) * weighted
+                    for i in range(K):
+                        place = (r * K + i) * padded
+                        chance = splat(messages[here + i], zero)
+                        store(counts, place, fma(chance, ahead, load(counts, place, zero)))
                 for block in range(blocks(lanes, K, zero)):
                     j = block * width
                     back = load(beta, row + j, zero)
                     put(marginals, here + j, K - j, take(messages, here + j, K - j, zero) * back * weighted)
-                    if following:
+                    if following and onward.size > 0:
                         put(onward, here + j, K - j, load(message, row + j, zero) * weighted)
                     if t > 0:
                         likelihood = exp(take(observation, index + j, K - j, nothing) - splat(top, zero))
                         store(message, row + j, likelihood * back * scale)
+            if sums.size > 0 and t % STEPS_PER_SUM == 0:
+                for r in range(active):
+                    for i in range(K):
+                        for j in range(K):
+                            sums[out_index[share, order[n + r]] + i * K + j] += counts[(r * K + i) * padded + j]
+                counts[:] = real(0)
         n += rows
 
 
@@ -249,9 +268,235 @@ def _backward(
 def backward(shares, *arguments):
     """State marginals, and v_t such that alpha_t(i) exp(A_ij) v_t(j) is the transition marginal, times weight.
 
+    v goes to `onward` if there is room. In narrow kernels, the sum over time of alpha_t(i) v_t(j) is added to `sums` if
+    there is room; out_index[share, b] says where that of a sequence begins.
+
     `packed` holds the transposed matrix. The message back is kept at sum_i alpha_t(i) beta_t(i) = 1.
     """
     in_parallel(_backward, shares, arguments)
+
+
+@njit
+def _forward_steps(
+    share,
+    first,
+    last,
+    lanes,
+    order,
+    lengths,
+    num_steps,
+    K,
+    initial,
+    initial_index,
+    transition,
+    transition_index,
+    transition_step,
+    bound,
+    observation,
+    observation_index,
+    observation_step,
+    passed,
+    tops,
+    messages,
+    log_z,
+    log_probs,
+    log_evidence,
+):
+    real = observation.dtype.type
+    zero = zeros(lanes, observation)
+    nothing = splat(real(-np.inf), zero)
+    everything = splat(real(np.inf), zero)
+    width = width_of(zero)
+    message = np.zeros(blocks(lanes, K, zero) * width, observation.dtype)
+    predicted = np.ones(blocks(lanes, K, zero) * width, observation.dtype)
+    for n in range(first, last):
+        b = order[n]
+        inverse = real(1)
+        product = 1.0
+        evidence = 0.0
+        for t in range(lengths[b]):
+            index = observation_index[b] + t * observation_step
+            here = b * num_steps + t
+            if t == 0:
+                predicted[:] = real(1)
+                for j in range(K):
+                    message[j] = initial[initial_index[b] + j] + observation[index + j]
+                highest = real(0)
+                top, mass = absorb(lanes, message, 0, K, inverse, predicted, message, 0)
+            else:
+                matrix = transition_index[b] + (t - 1) * transition_step
+                high = nothing
+                low = nothing
+                for i in range(K):
+                    for block in range(blocks(lanes, K, zero)):
+                        j = block * width
+                        high = maximum(high, take(transition, matrix + i * K + j, K - j, nothing))
+                        low = maximum(low, zero - take(transition, matrix + i * K + j, K - j, everything))
+                highest = largest(high)
+                if not -largest(low) - highest >= bound:
+                    passed[b] = False
+                    break
+                top_of_matrix = splat(highest, zero)
+                for block in range(blocks(lanes, K, zero)):
+                    j = block * width
+                    even = zero
+                    odd = zero
+                    for i in range(0, K - 1, 2):
+                        row = matrix + i * K + j
+                        chance = exp(take(transition, row, K - j, nothing) - top_of_matrix)
+                        even = fma(splat(message[i], zero), chance, even)
+                        chance = exp(take(transition, row + K, K - j, nothing) - top_of_matrix)
+                        odd = fma(splat(message[i + 1], zero), chance, odd)
+                    if K % 2 == 1:
+                        chance = exp(take(transition, matrix + (K - 1) * K + j, K - j, nothing) - top_of_matrix)
+                        even = fma(splat(message[K - 1], zero), chance, even)
+                    store(predicted, j, even + odd)
+                top, mass = absorb(lanes, observation, index, K, inverse, predicted, message, 0)
+            if messages.size > 0:
+                tops[here] = highest
+                for block in range(blocks(lanes, K, zero)):
+                    j = block * width
+                    put(messages, here * K + j, K - j, load(message, j, zero))
+            if log_probs.size > 0:
+                if t == 0:
+                    for j in range(K):
+                        log_probs[here * K + j] = initial[initial_index[b] + j] + observation[index + j]
+                    record(lanes, log_probs, here * K, K, top, mass, inverse, predicted, 0, log_probs, here * K)
+                else:
+                    record(lanes, observation, index, K, top, mass, inverse, predicted, 0, log_probs, here * K)
+                log_evidence[here] = np.log(np.float64(mass)) + top + highest
+            inverse = real(1) / mass if mass > real(0) else real(0)
+            product *= mass
+            evidence += top + np.float64(highest)
+            if not product > 1e-200:
+                evidence += np.log(product)
+                product = 1.0
+        log_z[b] = evidence + np.log(product)
+        beyond, end = b * num_steps + lengths[b], (b + 1) * num_steps
+        if messages.size > 0:
+            messages[beyond * K : end * K] = real(0)
+        if log_probs.size > 0:
+            log_probs[beyond * K : end * K] = real(-np.inf)
+            log_evidence[beyond:end] = real(0)
+
+
+@kernel
+def forward_steps(shares, *arguments):
+    """As `forward`, for transitions that change, with a look at each matrix.
+
+    A sequence with a matrix whose smallest entry lies below its largest by more than the bound allows is left
+    unfinished, and `passed` set to False. `tops` gets the largest entry of each matrix, where messages are kept.
+    """
+    in_parallel(_forward_steps, shares, arguments)
+
+
+@njit
+def _backward_steps(
+    share,
+    first,
+    last,
+    lanes,
+    order,
+    lengths,
+    num_steps,
+    K,
+    transition,
+    transition_index,
+    transition_step,
+    observation,
+    observation_index,
+    observation_step,
+    tops,
+    messages,
+    log_z,
+    weight,
+    marginals,
+    each,
+    sums,
+    out_index,
+    own,
+):
+    real = observation.dtype.type
+    zero = zeros(lanes, observation)
+    nothing = splat(real(-np.inf), zero)
+    width = width_of(zero)
+    padded = blocks(lanes, K, zero) * width
+    message = np.zeros(padded, observation.dtype)
+    beta = np.zeros(padded, observation.dtype)
+    pairs = np.zeros(K * padded, observation.dtype)
+    counts = np.zeros(K * padded if sums.size > 0 else 0, observation.dtype)
+    for n in range(first, last):
+        b = order[n]
+        beyond, end = lengths[b], num_steps
+        marginals[(b * end + beyond) * K : (b + 1) * end * K] = real(0)
+        if own:
+            begin_unread = out_index[share, b] + max(beyond - 1, 0) * K * K
+            each[begin_unread : out_index[share, b] + (end - 1) * K * K] = real(0)
+        for t in range(beyond - 1, -1, -1):
+            index = observation_index[b] + t * observation_step
+            here = (b * num_steps + t) * K
+            onward = t + 1 < beyond
+            if onward:
+                matrix = transition_index[b] + t * transition_step
+                top_of_matrix = splat(tops[b * num_steps + t + 1], zero)
+                for i in range(K):
+                    row_mass = zero
+                    for block in range(blocks(lanes, K, zero)):
+                        j = block * width
+                        chance = exp(take(transition, matrix + i * K + j, K - j, nothing) - top_of_matrix)
+                        pair = chance * load(message, j, zero)
+                        store(pairs, i * padded + j, pair)
+                        row_mass = row_mass + pair
+                    beta[i] = total(row_mass)
+            else:
+                beta[:K] = real(1)
+            best = nothing
+            mass = zero
+            for block in range(blocks(lanes, K, zero)):
+                j = block * width
+                best = maximum(best, take(observation, index + j, K - j, nothing))
+                mass = fma(take(messages, here + j, K - j, zero), load(beta, j, zero), mass)
+            top = largest(best)
+            if top == real(-np.inf):
+                top = real(0)
+            inverse = real(1) / total(mass) if log_z[b] > -np.inf else real(0)
+            scale = splat(inverse, zero)
+            weighted = splat(inverse * weight[b], zero)
+            for block in range(blocks(lanes, K, zero)):
+                j = block * width
+                back = load(beta, j, zero)
+                put(marginals, here + j, K - j, take(messages, here + j, K - j, zero) * back * weighted)
+                likelihood = exp(take(observation, index + j, K - j, nothing) - splat(top, zero))
+                store(message, j, likelihood * back * scale)
+            if onward:
+                out = out_index[share, b] + t * K * K
+                for i in range(K):
+                    factor = splat(messages[here + i] * inverse * weight[b], zero)
+                    for block in range(blocks(lanes, K, zero)):
+                        j = block * width
+                        pair = load(pairs, i * padded + j, zero)
+                        if sums.size > 0:
+                            store(counts, i * padded + j, fma(pair, factor, load(counts, i * padded + j, zero)))
+                        elif own:
+                            put(each, out + i * K + j, K - j, pair * factor)
+                        else:
+                            old = take(each, out + i * K + j, K - j, zero)
+                            put(each, out + i * K + j, K - j, fma(pair, factor, old))
+                if sums.size > 0 and t % STEPS_PER_SUM == 0:
+                    for i in range(K):
+                        for j in range(K):
+                            sums[out_index[share, b] + i * K + j] += counts[i * padded + j]
+                    counts[:] = real(0)
+
+
+@kernel
+def backward_steps(shares, *arguments):
+    """As `backward`, for transitions that change.
+
+    The transition marginals, times weight, are added to `each`, step by step, or to `sums`, whichever has room;
+    out_index[share, b] says where those of a sequence begin, `own` that nobody else adds there.
+    """
+    in_parallel(_backward_steps, shares, arguments)
 
 
 @njit
@@ -295,3 +540,33 @@ def _transpose(share, first, last, lanes, K, packed, transposed):
 def transpose(shares, *arguments):
     """The packed form of the transposed matrices, blocks first..last of `width` rows of all of them."""
     in_parallel(_transpose, shares, arguments)
+
+
+@njit
+def _extremes(share, first, last, lanes, transition, transition_index, K, smallest, largest_of_row):
+    real = transition.dtype.type
+    zero = zeros(lanes, transition)
+    nothing = splat(real(-np.inf), zero)
+    everything = splat(real(np.inf), zero)
+    width = width_of(zero)
+    for n in range(first, last):
+        row = transition_index[n // K] + n % K * K
+        high = nothing
+        low = nothing
+        wrong = zero
+        for block in range(blocks(lanes, K, zero)):
+            j = block * width
+            high = maximum(high, take(transition, row + j, K - j, nothing))
+            low = maximum(low, zero - take(transition, row + j, K - j, everything))
+            wrong = wrong + take(transition, row + j, K - j, zero) * zero
+        smallest[n] = -largest(low)
+        largest_of_row[n] = largest(high) + (real(0) if smallest[n] == -np.inf else total(wrong))
+
+
+@kernel
+def extremes(shares, *arguments):
+    """The smallest and the largest entry of each row, rows first..last of all matrices one after the other.
+
+    The largest is NaN if there is a NaN in a row without -inf.
+    """
+    in_parallel(_extremes, shares, arguments)
