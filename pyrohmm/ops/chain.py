@@ -1,11 +1,16 @@
 """The waist of the library: shapes, broadcasting, lengths and validation of a chain's three log-potentials."""
 
+import os
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+
+# A process forked off this one must not use its OpenMP threads: they are gone.
+PROCESS = os.getpid()
 
 Impl = Literal["auto", "reference", "cpu", "gpu"]
 
@@ -150,8 +155,9 @@ def fit_chain(
         lengths = lengths.to(observation_logits.device, torch.int64)
     batch_shapes = (initial_logits.shape[:-1], transition.shape[:-3], observation_logits.shape[:-2], lengths.shape)
     try:
-        batch_shape = torch.broadcast_shapes(*batch_shapes)
-    except RuntimeError as error:
+        # Not torch's own, which imports all of sympy at its first call.
+        batch_shape = torch.Size(np.broadcast_shapes(*batch_shapes))
+    except ValueError as error:
         names = [*potentials, "lengths"]
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(names, batch_shapes, strict=True))
         raise ValueError(f"batch shapes do not broadcast: {shapes}") from error
@@ -278,5 +284,5 @@ def _any_to_size(mask: Tensor, shape: torch.Size) -> Tensor:
     # A size-0 target (no transitions at T = 1) has nothing to reduce into.
     if 0 in shape:
         return mask.new_zeros(shape)
-    full = torch.broadcast_shapes(mask.shape, shape)
+    full = np.broadcast_shapes(mask.shape, shape)
     return mask.expand(full).int().sum_to_size(shape) > 0

@@ -17,14 +17,6 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 
-def kernel(function):
-    """Compile a function that runs without the interpreter lock, and keep what was compiled on disk."""
-    try:
-        return njit(function, cache=True, nogil=True)
-    except RuntimeError:  # no folder to write to: compiled anew in each process
-        return njit(function, nogil=True)
-
-
 class Vector(types.Type):
     """Numba type of `width` floating numbers in one vector register."""
 

@@ -7,17 +7,22 @@ does it.
 """
 
 import ctypes
+import hashlib
 import os
+import pkgutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from pyrohmm.ops.chain import PROCESS
 
 # A thread gets a share of its own only for this many operations, as long as it takes to wake it.
 SMALLEST_SHARE = 100_000
@@ -27,7 +32,6 @@ OPENMP = all(
     hasattr(ctypes.CDLL(None), name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 )
 
-_process = os.getpid()
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
@@ -48,7 +52,8 @@ def split(work: np.ndarray, align: int = 1) -> list[int]:
     so_far = work.cumsum()
     align = align if len(work) >= 2 * shares * align else 1
     inner = np.searchsorted(so_far, so_far[-1] * np.arange(1, shares) / shares) + 1
-    return [0, *(int(bound) for bound in np.rint(inner / align) * align), len(work)]
+    inner = np.minimum(np.rint(inner / align) * align, len(work))
+    return [0, *inner.astype(int).tolist(), len(work)]
 
 
 def run(kernel: Callable[..., Any], bounds: list[int], *arguments: Any) -> None:
@@ -66,12 +71,16 @@ def run(kernel: Callable[..., Any], bounds: list[int], *arguments: Any) -> None:
         [[0, 0, 10]]
     """
     shares = np.array([range(len(bounds) - 1), bounds[:-1], bounds[1:]]).T.copy()
-    if len(shares) == 1 or (OPENMP and os.getpid() == _process):
+    if len(shares) == 1 or (OPENMP and os.getpid() == PROCESS):
         kernel(shares, *arguments)
         return
-    others = [_workers(len(shares) - 1).submit(kernel, share, *arguments) for share in shares[1:, None]]
+    others, here = [], shares[:1]
     try:
-        kernel(shares[:1], *arguments)
+        others = [_workers(len(shares) - 1).submit(kernel, share, *arguments) for share in shares[1:, None]]
+    except RuntimeError:  # the interpreter is shutting down and starts no more threads
+        here = shares
+    try:
+        kernel(here, *arguments)
     finally:
         for other in others:
             other.result()
@@ -147,3 +156,22 @@ def in_parallel(typingctx, function, shares, arguments):
         return context.get_dummy_value()
 
     return types.void(function, shares, arguments), codegen
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function that runs without the interpreter lock, and keep what was compiled on disk.
+
+    numba compiles anew when the function's own file has changed. What the kernels share lies in other files, so these
+    are part of the name under which the machine code is kept.
+    """
+    function.__qualname__ += "-" + _fingerprint()
+    try:
+        return njit(function, cache=True, nogil=True)
+    except RuntimeError:  # no folder to write to: compiled anew in each process
+        return njit(function, nogil=True)
+
+
+@cache
+def _fingerprint() -> str:
+    sources = [pkgutil.get_data(__package__, name) or b"" for name in ("simd.py", "threads.py")]
+    return hashlib.sha256(b"".join(sources) + bytes([OPENMP])).hexdigest()[:12]

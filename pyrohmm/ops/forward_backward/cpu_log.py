@@ -12,7 +12,6 @@ from pyrohmm.ops.simd import (
     divide,
     exp,
     fma,
-    kernel,
     largest,
     load,
     log,
@@ -25,7 +24,7 @@ from pyrohmm.ops.simd import (
     width_of,
     zeros,
 )
-from pyrohmm.ops.threads import in_parallel
+from pyrohmm.ops.threads import in_parallel, kernel
 
 # Counts are added up in the precision of the messages for this many steps, then in float64: T may be a million.
 STEPS_PER_SUM = 32

@@ -11,7 +11,6 @@ from pyrohmm.ops.simd import (
     blocks,
     exp,
     fma,
-    kernel,
     largest,
     load,
     log,
@@ -27,7 +26,7 @@ from pyrohmm.ops.simd import (
     width_of,
     zeros,
 )
-from pyrohmm.ops.threads import in_parallel
+from pyrohmm.ops.threads import in_parallel, kernel
 
 # Sequences that walk through time side by side: enough to hide the latency of one behind the arithmetic of the others.
 ROWS = 8

@@ -3,8 +3,8 @@
 import numpy as np
 from numba import njit
 
-from pyrohmm.ops.simd import blocks, exp, kernel, largest, load, maximum, splat, store, take, width_of, zeros
-from pyrohmm.ops.threads import in_parallel
+from pyrohmm.ops.simd import blocks, exp, largest, load, maximum, splat, store, take, width_of, zeros
+from pyrohmm.ops.threads import in_parallel, kernel
 
 
 @njit(forceinline=True)

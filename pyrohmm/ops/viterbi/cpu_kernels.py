@@ -10,7 +10,6 @@ from numba import njit
 from pyrohmm.ops.simd import (
     blocks,
     first_equal,
-    kernel,
     largest,
     load,
     max_plus,
@@ -24,7 +23,7 @@ from pyrohmm.ops.simd import (
     width_of,
     zeros,
 )
-from pyrohmm.ops.threads import in_parallel
+from pyrohmm.ops.threads import in_parallel, kernel
 
 # Sequences that walk through time side by side.
 ROWS = 8
