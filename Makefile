@@ -39,7 +39,7 @@ bench: .venv-bench/installed
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --constraint benchmarks/constraints.txt \
-		--editable . numba dynamax 'jax[cpu]' hmmlearn funsor
+		--editable . dynamax 'jax[cpu]' hmmlearn funsor
 	touch $@
 
 # Everything made here but the environments.

@@ -238,7 +238,7 @@ def _obstacle_to_cpu(observation: Tensor) -> str:
         return f"the tensors are on {observation.device}"
     if observation.dtype not in (torch.float32, torch.float64):
         return f"the tensors are {observation.dtype}, not float32 or float64"
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return "torch.jit records operations of torch only"
     if find_spec("numba") is None:
         return "numba is not installed"

@@ -8,13 +8,18 @@ by LLVM, so the code is right on any CPU. `multiply` is a matrix product with th
 
 import math
 import operator
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import lower_builtin, models, register_model
+
+# An intrinsic is called without the typing context, which its signature does not say.
+intrinsic: Any = numba_intrinsic
 
 
 class Vector(types.Type):
@@ -72,7 +77,7 @@ def is_narrow(typingctx, lanes):
 
 
 def _define_operator(function, instruction: str) -> None:
-    @infer_global(function)
+    @infer_global(function)  # pyright: ignore[reportOptionalCall]
     class _Template(AbstractTemplate):
         def generic(self, args, kws):
             if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:

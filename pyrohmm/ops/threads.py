@@ -20,9 +20,9 @@ import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from pyrohmm.ops.chain import PROCESS
+from pyrohmm.ops.simd import intrinsic
 
 # A thread gets a share of its own only for this many operations, as long as it takes to wake it.
 SMALLEST_SHARE = 100_000
@@ -173,5 +173,5 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def _fingerprint() -> str:
-    sources = [pkgutil.get_data(__package__, name) or b"" for name in ("simd.py", "threads.py")]
+    sources = [pkgutil.get_data("pyrohmm.ops", name) or b"" for name in ("simd.py", "threads.py")]
     return hashlib.sha256(b"".join(sources) + bytes([OPENMP])).hexdigest()[:12]

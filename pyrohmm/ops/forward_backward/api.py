@@ -307,10 +307,9 @@ class _Filter(torch.autograd.Function):
             inputs = [x if again and x.requires_grad else x.detach().requires_grad_() for x in ctx.saved_tensors]
             initial, transition, observation = inputs
             chain = ctx.chain._replace(initial=initial, transition=transition, observation=observation)
-            results = reference.filter(clear_padding(chain))
             # What is -inf has no derivative, whatever the caller does with it.
-            slope = sum((torch.where(r.isfinite(), r, 0.0) * g).sum() for r, g in zip(results, grads, strict=True))
-            found = torch.autograd.grad(slope, inputs, create_graph=again, materialize_grads=True)
+            results = [torch.where(x.isfinite(), x, 0.0) for x in reference.filter(clear_padding(chain))]
+            found = torch.autograd.grad(results, inputs, grads, create_graph=again, materialize_grads=True)
         return *found, None, None
 
 

@@ -156,7 +156,8 @@ def hessian_product(
         def wide(value: Tensor) -> Tensor:
             return value[(..., *(None,) * extra_dims)]
 
-        return marginal * (wide(weight) * (conditional - wide(expectation)) + wide(offset))
+        change = wide(weight) * (conditional - wide(expectation)) + wide(offset)
+        return torch.where(marginal == 0, 0.0, marginal * change)  # potentials near the end of the range overflow
 
     for t in reversed(range(chain.num_steps)):
         if t + 1 < chain.num_steps:
