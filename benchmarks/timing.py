@@ -3,8 +3,11 @@
 import random
 import statistics
 from collections.abc import Callable, Mapping
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
+
+PAUSE = 0.02  # seconds; OpenMP's threads spin for some milliseconds
+LONG = 0.2  # seconds; for a run that takes longer, what went before does not matter
 
 
 class Timing(NamedTuple):
@@ -19,15 +22,17 @@ class Timing(NamedTuple):
 def interleaved(
     functions: Mapping[str, Callable[[], Any]], *, rounds: int = 9, warmups: int = 2, budget: float = 15.0
 ) -> dict[str, Timing]:
-    """Median times of functions that are run once each a round, so that a slow minute of the machine meets all.
+    """Median times of functions that take turns in every round, so that a slow minute of the machine meets all.
 
-    The order within a round changes (from a fixed seed), so that none always follows the one whose threads still spin.
+    A library's threads spin for a while after its work is done, and its data fill the cache. So a turn begins with a
+    pause, in which the threads of the one before go to sleep, and with one run that does not count, as in the steady
+    state of a program that uses one library. The order within a round changes (from a fixed seed).
 
     Args:
         functions: by name.
         rounds: how many rounds count; fewer, but at least 3, where they would take longer than the budget.
         warmups: rounds before that.
-        budget: seconds for the rounds that count.
+        budget: seconds for the rounds that count, the runs that do not and the pauses not included.
     """
     order, shuffle = list(functions), random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -39,7 +44,9 @@ def interleaved(
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            seconds[name].append(_seconds(functions[name]))
+            sleep(PAUSE)
+            first = _seconds(functions[name])
+            seconds[name].append(first if first > LONG else _seconds(functions[name]))
     return {name: Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in seconds.items()}
 
 

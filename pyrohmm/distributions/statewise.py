@@ -60,13 +60,15 @@ def log_prob(fn: torch.distributions.Distribution, value: Tensor, read: Tensor |
     shared = _shared(parameter.shape[:batch_dim], value.shape[: value.dim() - event_dim])
     if not shared or not family.regular(parameter):
         return _plain(fn, value, read)
+    features = family.features(value)
     # Zero is in the support of every family here. It is put in only where something else is not, which is rare.
-    if (read is not None or base._validate_args) and not family.supports(base, value):
+    if (read is not None or base._validate_args) and not family.supports(base, *features):
         if read is not None:
             value = torch.where(read[(..., *(None,) * event_dim)], value, 0)
+            features = family.features(value)
         if base._validate_args:
             base._validate_sample(value)
-    result = _by_matrices(family.log_prob, value, parameter, event_dim, batch_dim)
+    result = _by_matrices(family.log_prob, features, parameter, event_dim, batch_dim)
     return result.expand(torch.broadcast_shapes(fn.batch_shape, result.shape, () if read is None else read.shape))
 
 
@@ -81,9 +83,10 @@ def _shared(parameter: torch.Size, value: torch.Size) -> bool:
 
 
 def _by_matrices(
-    log_prob: Callable[[Tensor, Tensor], Tensor], value: Tensor, parameter: Tensor, event_dim: int, batch_dim: int
+    log_prob: Callable[..., Tensor], features: tuple[Tensor, ...], parameter: Tensor, event_dim: int, batch_dim: int
 ) -> Tensor:
-    """Apply `log_prob` of a family to values and parameters of any broadcasting batch shapes."""
+    """Apply `log_prob` of a family to features of values and parameters of any broadcasting batch shapes."""
+    value = features[0]
     events = value.shape[value.dim() - event_dim :].numel()
     of_value, of_parameter = value.shape[: value.dim() - event_dim], parameter.shape[:batch_dim]
     symbols = parameter.shape[batch_dim + event_dim :]
@@ -97,10 +100,10 @@ def _by_matrices(
     order = both + theirs + own
     num_both, num_own = (prod(of_parameter[dim] for dim in dims) for dims in (both, own))
     # A batch of matrices, (both, theirs, D) and (both, own, D) or (both, own, D, V) for V symbols.
-    values = value.reshape(*of_value, events).permute(*order, rank).reshape(num_both, -1, events)
+    rows = (x.reshape(*of_value, events).permute(*order, rank).reshape(num_both, -1, events) for x in features)
     parameters = parameter.reshape(*of_parameter, events, *symbols)
     parameters = parameters.permute(*order, *range(rank, rank + 1 + len(symbols)))
-    result = log_prob(values, parameters.reshape(num_both, num_own, events, *symbols))
+    result = log_prob(*rows, parameters.reshape(num_both, num_own, events, *symbols))
     result = result.reshape([max(of_value[dim], of_parameter[dim]) for dim in order])
     return result.permute(sorted(range(rank), key=order.__getitem__))
 
@@ -111,14 +114,16 @@ class _Family(NamedTuple):
     Attributes:
         parameter: of a distribution and its number of batch dimensions, not expanded along them.
         regular: whether no product with the parameter is 0 * inf, of which torch makes 0.
-        supports: whether all of a value is in the support of a distribution.
-        log_prob: (R, N, K), of values (R, N, D) by a parameter (R, K, D), or (R, K, D, V) for V symbols.
+        features: what the density takes of a value, the first being the value itself.
+        supports: whether all of a value, given by its features, is in the support of a distribution.
+        log_prob: (R, N, K), of features (R, N, D) by a parameter (R, K, D), or (R, K, D, V) for V symbols.
     """
 
     parameter: Callable[[Any, int], Tensor]
     regular: Callable[[Tensor], Any]
-    supports: Callable[[Any, Tensor], Any]
-    log_prob: Callable[[Tensor, Tensor], Tensor]
+    features: Callable[[Tensor], tuple[Tensor, ...]]
+    supports: Callable[..., Any]
+    log_prob: Callable[..., Tensor]
 
 
 def _logits(fn: Any, batch_dim: int) -> Tensor:
@@ -140,20 +145,28 @@ def _unexpanded(parameter: Tensor, batch_dim: int) -> Tensor:
     return parameter if sizes == list(parameter.shape) else parameter.as_strided(sizes, strides)
 
 
+def _alone(value: Tensor) -> tuple[Tensor]:
+    return (value,)
+
+
 def _supports(fn: Any, value: Tensor) -> Tensor:
     return fn.support.check(value).all()
 
 
-def _are_bits(fn: Any, value: Tensor) -> Tensor:
+def _with_complement(value: Tensor) -> tuple[Tensor, Tensor]:
+    return value, 1 - value
+
+
+def _are_bits(fn: Any, value: Tensor, complement: Tensor) -> Any:
     # Comparisons of floats and reductions of truths, by which torch checks it, take longer than all the density.
-    others = value.bool() & (1 - value).bool()
-    return others.view(torch.uint8).amax() == 0
+    smallest, largest = (value * complement).aminmax()
+    return (smallest == 0) & (largest == 0)
 
 
-def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
+def _bernoulli(value: Tensor, complement: Tensor, logits: Tensor) -> Tensor:
     # Not x l - softplus(l), the difference of large numbers: these are of one sign, and the sum as accurate as they.
     value, logits = _promoted(value, logits)
-    return torch.baddbmm(value @ logsigmoid(logits).mT, 1 - value, logsigmoid(-logits).mT)
+    return torch.baddbmm(value @ logsigmoid(logits).mT, complement.to(value.dtype), logsigmoid(-logits).mT)
 
 
 def _poisson(value: Tensor, rate: Tensor) -> Tensor:
@@ -181,9 +194,9 @@ def _finite(parameter: Tensor) -> Tensor:
 
 # By the method that computes it: a subclass with a density of its own is another family. Pyro's methods hand over to
 # torch's but for special cases.
-_BERNOULLI = _Family(_logits, _finite, _are_bits, _bernoulli)
-_POISSON = _Family(_rate, lambda rate: _finite(rate.log()), _supports, _poisson)
-_CATEGORICAL = _Family(_logits, lambda logits: True, _supports, _categorical)
+_BERNOULLI = _Family(_logits, _finite, _with_complement, _are_bits, _bernoulli)
+_POISSON = _Family(_rate, lambda rate: _finite(rate.log()), _alone, _supports, _poisson)
+_CATEGORICAL = _Family(_logits, lambda logits: True, _alone, _supports, _categorical)
 _FAMILIES: dict[Any, _Family] = {
     torch.distributions.Bernoulli.log_prob: _BERNOULLI,
     torch.distributions.Poisson.log_prob: _POISSON,

@@ -3,12 +3,15 @@ from time import sleep
 from benchmarks.timing import interleaved
 
 
-def test_each_function_runs_once_a_round() -> None:
+def test_each_function_runs_twice_in_its_turn() -> None:
     calls: list[str] = []
     functions = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     timings = interleaved(functions, rounds=5, warmups=2)
-    rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
-    assert len(rounds) == 7 and all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    warmups, turns = calls[:6], calls[6:]
+    assert warmups == ["a", "b", "c"] * 2
+    assert turns[::2] == turns[1::2]
+    rounds = [turns[i : i + 6 : 2] for i in range(0, len(turns), 6)]
+    assert len(rounds) == 5 and all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert len({tuple(names) for names in rounds}) > 1  # not always in the same order
     assert all(timing.rounds == 5 for timing in timings.values())
 
