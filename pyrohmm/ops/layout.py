@@ -41,20 +41,22 @@ def flat(tensor: Tensor, batch_shape: torch.Size, dims: int) -> Flat:
         >>> flat(torch.zeros(5, 4, 3)[:, ::2], torch.Size([2, 5]), 2)[1:]
         (array([ 0, 12, 24, 36, 48,  0, 12, 24, 36, 48]), 6)
     """
-    tensor = tensor.detach()
-    dense = 1
-    for dim in range(1, max(dims, 2)):
-        if tensor.shape[-dim] > 1 and tensor.stride(-dim) != dense:
-            tensor = tensor.contiguous()
-            break
-        dense *= tensor.shape[-dim]
-    extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    memory = tensor.as_strided((extent if tensor.numel() else 0,), (1,))
+    tensor, batch = tensor.detach(), tensor.dim() - dims
+    if tensor.is_contiguous():
+        memory = tensor.view(-1)
+    else:
+        dense = 1
+        for dim in range(1, max(dims, 2)):
+            if tensor.shape[-dim] > 1 and tensor.stride(-dim) != dense:
+                tensor = tensor.contiguous()
+                break
+            dense *= tensor.shape[-dim]
+        extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        memory = tensor.as_strided((extent if tensor.numel() else 0,), (1,))
     index = np.zeros(batch_shape, np.int64)
-    for dim in range(tensor.dim() - dims):
-        if tensor.shape[dim] > 1:
-            place = np.arange(tensor.shape[dim]) * tensor.stride(dim)
-            index += place.reshape(-1, *(1,) * (tensor.dim() - dims - dim - 1))
+    for dim, (n, stride) in enumerate(zip(tensor.shape[:batch], tensor.stride(), strict=False)):
+        if n > 1:
+            index += np.arange(0, n * stride, stride).reshape(-1, *(1,) * (batch - dim - 1)) if stride else 0
     step = tensor.stride(-dims) if dims > 1 and tensor.shape[-dims] > 1 else 0
     return Flat(memory.numpy(), index.reshape(-1), step)
 
@@ -112,10 +114,9 @@ class Matrices(NamedTuple):
 
     def run(self, kernel: Callable[..., Any], *arguments: Any) -> None:
         """Call `kernel(shares, lanes, values, index, K, *arguments)` for shares of the rows of all matrices."""
-        source = flat(self.values.unsqueeze(-3), self.values.shape[:1], 3)
         count, K = self.values.shape[:2]
-        bounds = threads.split(np.full(count * K, 10.0 * K))
-        threads.run(kernel, bounds, self.lanes, source.values, source.index, K, *arguments)
+        memory, index = self.values.contiguous().view(-1).numpy(), np.arange(count) * (K * K)
+        threads.run(kernel, threads.split_evenly(count * K, 10.0 * K), self.lanes, memory, index, K, *arguments)
 
     def columns(self, steps: int) -> "Packed":
         """The transposed matrices, densely, if they are read often enough in so many steps; else none."""
@@ -159,9 +160,17 @@ class Batch(NamedTuple):
         """The memory of a chain."""
         lengths = chain.lengths.detach().contiguous().view(-1).numpy()
         transition = flat(chain.transition, chain.batch_shape, 3)
-        order = np.lexsort((-lengths, transition.index))
-        batch = cls(
-            [],
+        K, count = chain.num_states, len(lengths)
+        # A step costs K^2 operations, and what it takes to find them.
+        work = float(K * (K + 20))
+        if chain.lengths.dim() == 0 or not any(chain.lengths.stride()):  # one length for all
+            order = transition.index.argsort(kind="stable")
+            bounds = threads.split_evenly(count, work * chain.num_steps, align=8)
+        else:
+            order = np.lexsort((-lengths, transition.index))
+            bounds = threads.split(work * lengths[order], align=8)
+        return cls(
+            bounds,
             lanes_for(chain.num_states, chain.observation.element_size()),
             order,
             lengths,
@@ -171,18 +180,14 @@ class Batch(NamedTuple):
             transition,
             flat(chain.observation, chain.batch_shape, 2),
         )
-        return batch._replace(bounds=threads.split(batch._work(order), align=8))
 
     def where(self, mask: np.ndarray) -> "Batch":
         """The part of the sequences for which the mask (B,) is true."""
         if mask.all():
             return self
         order = self.order[mask[self.order]]
-        return self._replace(order=order, bounds=threads.split(self._work(order), align=8))
-
-    def _work(self, order: np.ndarray) -> np.ndarray:
-        # A step costs K^2 operations, and what it takes to find them.
-        return self.lengths[order] * float(self.num_states * (self.num_states + 20))
+        work = self.lengths[order] * float(self.num_states * (self.num_states + 20))
+        return self._replace(order=order, bounds=threads.split(work, align=8))
 
     def run(self, kernel: Callable[..., Any], *arguments: Any, lengths: np.ndarray | None = None) -> None:
         """Call `kernel(share, first, last, lanes, order, lengths, T, K, *arguments)` for each share."""

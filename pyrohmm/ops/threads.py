@@ -35,12 +35,31 @@ OPENMP = all(
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
+def split_evenly(count: int, work: float, align: int = 1) -> list[int]:
+    """Bounds of ranges of about the same size, one a thread that torch would use, fewer for little work.
+
+    Args:
+        count: how many items there are.
+        work: arithmetic operations of one item, roughly.
+        align: inner bounds are multiples of this where there are several times as many items.
+
+    Example:
+        >>> split_evenly(10, work=1.0)
+        [0, 10]
+    """
+    shares = min(torch.get_num_threads(), count, int(count * work / SMALLEST_SHARE))
+    if shares < 2:
+        return [0, count]
+    align = align if count >= 2 * shares * align else 1
+    return [round(count * share / shares / align) * align for share in range(shares)] + [count]
+
+
 def split(work: np.ndarray, align: int = 1) -> list[int]:
-    """Bounds of ranges with about the same work, one a thread that torch would use, fewer for little work.
+    """As `split_evenly`, of items that take differently long.
 
     Args:
         work: (n,), arithmetic operations of each item, roughly.
-        align: inner bounds are multiples of this where there are several times as many items.
+        align: as above.
 
     Example:
         >>> split(np.ones(10))

@@ -70,7 +70,10 @@ def log_partition(
         0.120445
     """
     chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
-    log_z = _LogPartition.apply(chain.initial, chain.transition, chain.observation, chain, kernel)
+    if torch.is_grad_enabled() and any(logits.requires_grad for logits in chain[:3]):
+        log_z = _LogPartition.apply(chain.initial, chain.transition, chain.observation, chain, kernel)
+    else:
+        log_z, _ = kernel.partition(_detached(chain), keep=False)
     _check(chain, log_z)
     return log_z
 

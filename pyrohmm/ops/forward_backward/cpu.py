@@ -240,8 +240,8 @@ def _smooth_shared(
     each = each and not reduce
     transposed = np.zeros_like(messages.packed.values)
     width = len(batch.lanes) // 2 * 2
-    blocks = np.full(transposed.size // (K * width), float(K * width))
-    threads.run(cpu_scaled.transpose, threads.split(blocks), batch.lanes, K, messages.packed.values, transposed)
+    bounds = threads.split_evenly(transposed.size // (K * width), float(K * width))
+    threads.run(cpu_scaled.transpose, bounds, batch.lanes, K, messages.packed.values, transposed)
     # Of few states, counts are added up on the way back; of many, they are a matrix product afterwards.
     few = len(batch.lanes) % 2 == 0 and not each
     room = Room.of(chain, batch, False, reduce) if few else None

@@ -34,6 +34,27 @@ def test_log_partition_and_its_derivatives_of_random_chains(chain, impl):
     assert_derivatives_are_the_oracles(partial(ops.log_partition, impl=impl), enumeration.log_partition, chain, 2)
 
 
+def finite_evidence(filter, *logits, lengths):
+    """A random linear function of all that `filter` returns and is finite, one number a sequence."""
+    generator = torch.Generator().manual_seed(1)
+    total = 0.0
+    for values, dims in zip(filter(*logits, lengths=lengths), (2, 1), strict=True):
+        weights = torch.randn(values.shape, generator=generator, dtype=values.dtype)
+        total = total + (weights * values.where(values.isfinite(), 0.0)).flatten(values.dim() - dims).sum(-1)
+    return total
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ragged_shared", "ragged_constant", "ragged_each", "many_impossible", "left_to_right", "broadcast_each"]
+    + ["scattered_memory", "far_from_zero"],
+)
+def test_derivatives_of_filter(name, impl):
+    ours, exact = partial(ops.filter, impl=impl), enumeration.filter
+    chain = AWKWARD[name]
+    assert_derivatives_are_the_oracles(partial(finite_evidence, ours), partial(finite_evidence, exact), chain, 1)
+
+
 @awkward
 def test_entropy_and_its_gradient(chain, impl):
     assert_derivatives_are_the_oracles(partial(ops.entropy, impl=impl), enumeration.entropy, chain, 1)
