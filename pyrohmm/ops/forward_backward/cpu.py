@@ -353,7 +353,7 @@ def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
     enough for the products to take longer than adding them up.
     """
     B, N, K = left.shape
-    block = max(64, 2 * K)
+    block = max(256, 2 * K)
     whole = N // block * block
     result = torch.bmm(left[:, whole:].mT, right[:, whole:])
     if whole == 0:

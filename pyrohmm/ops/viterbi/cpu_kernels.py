@@ -153,7 +153,6 @@ def _trace(
     log_prob,
 ):
     real = observation.dtype.type
-    column = np.zeros(K, observation.dtype)
     nothing_added = np.zeros(K, observation.dtype)
     for n in range(first, last):
         b = order[n]
@@ -180,11 +179,14 @@ def _trace(
                 before, _ = argmax(lanes, best_scores, here, transposed, index, K)
                 potential += transposed[index + before]
             else:
-                matrix = transition_index[b] + (t - 1) * transition_step
-                for i in range(K):
-                    column[i] = transition[matrix + i * K + state]
-                before, _ = argmax(lanes, best_scores, here, column, 0, K)
-                potential += column[before]
+                # A column of a matrix that is read once: not worth a vector.
+                entry = transition_index[b] + (t - 1) * transition_step + state
+                before, best = 0, best_scores[here] + transition[entry]
+                for i in range(1, K):
+                    score = best_scores[here + i] + transition[entry + i * K]
+                    if score > best:
+                        before, best = i, score
+                potential += transition[entry + before * K]
             state = before
         log_prob[b] = potential
 
