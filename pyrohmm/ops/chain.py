@@ -54,6 +54,15 @@ class Chain(NamedTuple):
         return self.transition[..., step if self.transition.shape[-3] > 1 else 0, :, :]
 
 
+class Tangent(NamedTuple):
+    """Inner products with the Hessian of log Z, as an implementation's `hessian_product` returns them."""
+
+    initial: Tensor
+    transition: Tensor
+    observation: Tensor
+    expectation: Tensor
+
+
 def valid_steps(lengths: Tensor, num_steps: int) -> Tensor:
     """Which steps lie within the lengths: `step < length`.
 

@@ -160,12 +160,10 @@ class Batch(NamedTuple):
         """The memory of a chain."""
         lengths = chain.lengths.detach().contiguous().view(-1).numpy()
         transition = flat(chain.transition, chain.batch_shape, 3)
-        K, count = chain.num_states, len(lengths)
-        # A step costs K^2 operations, and what it takes to find them.
-        work = float(K * (K + 20))
+        work = _work(chain.num_states)
         if chain.lengths.dim() == 0 or not any(chain.lengths.stride()):  # one length for all
             order = transition.index.argsort(kind="stable")
-            bounds = threads.split_evenly(count, work * chain.num_steps, align=8)
+            bounds = threads.split_evenly(len(lengths), work * chain.num_steps, align=8)
         else:
             order = np.lexsort((-lengths, transition.index))
             bounds = threads.split(work * lengths[order], align=8)
@@ -186,7 +184,7 @@ class Batch(NamedTuple):
         if mask.all():
             return self
         order = self.order[mask[self.order]]
-        work = self.lengths[order] * float(self.num_states * (self.num_states + 20))
+        work = _work(self.num_states) * self.lengths[order]
         return self._replace(order=order, bounds=threads.split(work, align=8))
 
     def run(self, kernel: Callable[..., Any], *arguments: Any, lengths: np.ndarray | None = None) -> None:
@@ -194,3 +192,8 @@ class Batch(NamedTuple):
         lengths = self.lengths if lengths is None else lengths
         common = (self.lanes, self.order, lengths, self.num_steps, self.num_states)
         threads.run(kernel, self.bounds, *common, *arguments)
+
+
+def _work(num_states: int) -> float:
+    """Operations of a step: K^2, and what it takes to find them."""
+    return float(num_states * (num_states + 20))

@@ -472,3 +472,15 @@ def padded_width(lanes, K, zero):
     """K rounded up to whole panels: the distance between rows of messages."""
     panel = 2 * width_of(zero)
     return width_of(zero) if is_narrow(lanes) else (K + panel - 1) // panel * panel
+
+
+# Counts are added up in the precision of the messages for this many steps, then in float64: T may be a million.
+STEPS_PER_SUM = 32
+
+
+@njit(forceinline=True)
+def add_counts(sums, begin, counts, row, padded, K):
+    """Add the (K, K) counts in rows row..row+K of `padded` numbers to those that begin at an index of sums."""
+    for i in range(K):
+        for j in range(K):
+            sums[begin + i * K + j] += counts[(row + i) * padded + j]

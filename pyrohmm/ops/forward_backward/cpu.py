@@ -12,20 +12,11 @@ from torch import Tensor
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.certificate import log_ratio, smallest_log_ratio
-from pyrohmm.ops.chain import Chain, clear_padding
+from pyrohmm.ops.chain import Chain, Tangent, clear_padding
 from pyrohmm.ops.forward_backward import cpu_log, cpu_scaled
 from pyrohmm.ops.layout import Batch, Matrices, Packed, flat, groups
 
 NOTHING = np.empty(0)
-
-
-class Tangent(NamedTuple):
-    """Inner products with the Hessian of log Z; see `hessian_product` of the reference."""
-
-    initial: Tensor
-    transition: Tensor
-    observation: Tensor
-    expectation: Tensor
 
 
 class Messages(NamedTuple):
@@ -132,7 +123,7 @@ def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | Non
     if not scaled.all():
         some = batch.where(~scaled)
         parts.append(_backward_log(chain, some, messages.values, messages.log_z, states, each, reduce, ones, weights))
-    transitions = parts[0] if parts else _nothing(chain, each, reduce)
+    transitions = parts[0] if parts else Room.of(chain, batch, each, reduce).total(states.dtype)
     return states.view(*chain.batch_shape, *states.shape[1:]), sum(parts[1:], transitions)
 
 
@@ -263,7 +254,7 @@ def _smooth_shared(
         room.index if room else np.zeros((1, 1), np.int64),
     )
     if T < 2:
-        return _nothing(chain, each, reduce)
+        return Room.of(chain, batch, each, reduce).total(states.dtype)
     matrices, shape = messages.matrices, chain.transition.shape
     tops = torch.from_numpy(messages.tops)[:, None, None]
     odds = (matrices.values - tops).exp_().where(tops.isfinite(), 0.0).view(matrices.shape)
@@ -336,14 +327,6 @@ def _backward_log(
         room.own,
     )
     return room.total(states.dtype)
-
-
-def _nothing(chain: Chain, each: bool, reduce: bool) -> Tensor:
-    """The transition marginals where there are no transitions."""
-    if reduce:
-        return torch.zeros_like(chain.transition)
-    steps = (max(chain.num_steps - 1, 0),) if each else ()
-    return chain.observation.new_zeros(*chain.batch_shape, *steps, *chain.transition.shape[-2:])
 
 
 def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:

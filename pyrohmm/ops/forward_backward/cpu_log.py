@@ -8,6 +8,8 @@ import numpy as np
 from numba import njit
 
 from pyrohmm.ops.simd import (
+    STEPS_PER_SUM,
+    add_counts,
     blocks,
     divide,
     exp,
@@ -25,9 +27,6 @@ from pyrohmm.ops.simd import (
     zeros,
 )
 from pyrohmm.ops.threads import in_parallel, kernel
-
-# Counts are added up in the precision of the messages for this many steps, then in float64: T may be a million.
-STEPS_PER_SUM = 32
 
 
 @njit(forceinline=True)
@@ -332,9 +331,7 @@ def _backward(
                             old = load(counts, i * padded + j, zero)
                             store(counts, i * padded + j, fma(pair, factor, old))
                 if sums.size > 0 and (t % STEPS_PER_SUM == 0):
-                    for i in range(K):
-                        for j in range(K):
-                            sums[out_index[share, b] + i * K + j] += counts[i * padded + j]
+                    add_counts(sums, out_index[share, b], counts, 0, padded, K)
                     counts[:] = real(0)
             for j in range(K, padded):
                 gamma[j] = real(-np.inf)

@@ -8,6 +8,8 @@ import numpy as np
 from numba import njit
 
 from pyrohmm.ops.simd import (
+    STEPS_PER_SUM,
+    add_counts,
     blocks,
     exp,
     fma,
@@ -30,9 +32,6 @@ from pyrohmm.ops.threads import in_parallel, kernel
 
 # Sequences that walk through time side by side: enough to hide the latency of one behind the arithmetic of the others.
 ROWS = 8
-
-# Counts are added up in the precision of the messages for this many steps, then in float64: T may be a million.
-STEPS_PER_SUM = 32
 
 
 @njit(forceinline=True)
@@ -256,9 +255,7 @@ def _backward(
                         store(message, row + j, likelihood * back * scale)
             if sums.size > 0 and t % STEPS_PER_SUM == 0:
                 for r in range(active):
-                    for i in range(K):
-                        for j in range(K):
-                            sums[out_index[share, order[n + r]] + i * K + j] += counts[(r * K + i) * padded + j]
+                    add_counts(sums, out_index[share, order[n + r]], counts, r * K, padded, K)
                 counts[:] = real(0)
         n += rows
 
@@ -482,9 +479,7 @@ def _backward_steps(
                             old = take(each, out + i * K + j, K - j, zero)
                             put(each, out + i * K + j, K - j, fma(pair, factor, old))
                 if sums.size > 0 and t % STEPS_PER_SUM == 0:
-                    for i in range(K):
-                        for j in range(K):
-                            sums[out_index[share, b] + i * K + j] += counts[i * padded + j]
+                    add_counts(sums, out_index[share, b], counts, 0, padded, K)
                     counts[:] = real(0)
 
 

@@ -9,16 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrohmm.ops.chain import Chain, finite, logsumexp
-
-
-class Tangent(NamedTuple):
-    """Inner products with the Hessian of log Z; see `hessian_product`."""
-
-    initial: Tensor
-    transition: Tensor
-    observation: Tensor
-    expectation: Tensor
+from pyrohmm.ops.chain import Chain, Tangent, finite, logsumexp
 
 
 class Messages(NamedTuple):
