@@ -1,6 +1,7 @@
 """When is scaled space as good as log space: a bound on what underflow can spoil."""
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 _SPARE_BITS = {torch.float32: 30, torch.float64: 60}
 
 
+@cache
 def smallest_log_ratio(dtype: torch.dtype, num_states: int) -> float:
     r"""How far below the largest transition potential the smallest may lie for scaled space to be exact.
 

@@ -1,6 +1,7 @@
 """The waist of the library: shapes, broadcasting, lengths and validation of a chain's three log-potentials."""
 
 import os
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
@@ -11,6 +12,8 @@ from torch.distributions import Distribution
 
 # A process forked off this one must not use its OpenMP threads: they are gone.
 PROCESS = os.getpid()
+
+_NAMES = ("initial_logits", "transition_logits", "observation_logits")
 
 Impl = Literal["auto", "reference", "cpu", "gpu"]
 
@@ -119,58 +122,69 @@ def fit_chain(
     lengths: Tensor | None = None,
 ) -> Chain:
     """The chain of three log-potentials whose shapes fit; arguments and errors as `as_chain`, entries unread."""
-    potentials = {
-        "initial_logits": initial_logits,
-        "transition_logits": transition_logits,
-        "observation_logits": observation_logits,
-    }
-    for (name, value), dims in zip(potentials.items(), (1, 2, 2), strict=True):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name}: expected a floating tensor, got {got}")
-        if value.dim() < dims:
-            raise ValueError(f"{name}: expected at least {dims} dimension(s), got shape {tuple(value.shape)}")
-    for name, value in potentials.items():
-        if value.dtype != observation_logits.dtype or value.device != observation_logits.device:
-            raise TypeError(
-                f"{name}: expected {observation_logits.dtype} on {observation_logits.device} like observation_logits, "
-                f"got {value.dtype} on {value.device}"
-            )
-    num_steps, num_states = observation_logits.shape[-2:]
-    if num_states == 0:
-        raise ValueError(
-            f"observation_logits: expected at least one state, got shape {tuple(observation_logits.shape)}"
-        )
-    if initial_logits.shape[-1] != num_states:
-        raise ValueError(
-            f"initial_logits: expected {num_states} states in the last dimension as in observation_logits "
-            f"{tuple(observation_logits.shape)}, got shape {tuple(initial_logits.shape)}"
-        )
-    if transition_logits.shape[-2:] != (num_states, num_states):
-        raise ValueError(
-            f"transition_logits: expected last dimensions ({num_states}, {num_states}) [from, to], "
-            f"got shape {tuple(transition_logits.shape)}"
-        )
+    potentials = (initial_logits, transition_logits, observation_logits)
+    for name, value in zip(_NAMES, potentials, strict=True):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a floating tensor, got {type(value).__name__}")
+    _check_potentials(*((value.shape, value.dtype, value.device) for value in potentials))
     transition = transition_logits.unsqueeze(0) if transition_logits.dim() == 2 else transition_logits
-    if transition.shape[-3] not in (1, max(num_steps - 1, 0)):
-        raise ValueError(
-            f"transition_logits: expected 1 (shared) or T-1 = {max(num_steps - 1, 0)} transitions in dimension -3, "
-            f"got shape {tuple(transition_logits.shape)}"
-        )
+    num_steps = observation_logits.shape[-2]
     if lengths is None:
         lengths = torch.full((), num_steps, device=observation_logits.device)
     else:
         _check_lengths(lengths, num_steps)
         lengths = lengths.to(observation_logits.device, torch.int64)
-    batch_shapes = (initial_logits.shape[:-1], transition.shape[:-3], observation_logits.shape[:-2], lengths.shape)
+    batch_shape = _broadcast(
+        initial_logits.shape[:-1], transition.shape[:-3], observation_logits.shape[:-2], lengths.shape
+    )
+    return Chain(initial_logits, transition, observation_logits, lengths.expand(batch_shape), batch_shape)
+
+
+# Training asks the same question at every step.
+@lru_cache(maxsize=256)
+def _check_potentials(*described: tuple[torch.Size, torch.dtype, torch.device]) -> None:
+    """Raise if potentials of these shapes, dtypes and devices do not make a chain."""
+    for name, (shape, dtype, _), dims in zip(_NAMES, described, (1, 2, 2), strict=True):
+        if not dtype.is_floating_point:
+            raise TypeError(f"{name}: expected a floating tensor, got {dtype}")
+        if len(shape) < dims:
+            raise ValueError(f"{name}: expected at least {dims} dimension(s), got shape {tuple(shape)}")
+    (initial, _, _), (transition, _, _), (observation, dtype, device) = described
+    for name, (_, own_dtype, own_device) in zip(_NAMES, described, strict=True):
+        if own_dtype != dtype or own_device != device:
+            raise TypeError(
+                f"{name}: expected {dtype} on {device} like observation_logits, got {own_dtype} on {own_device}"
+            )
+    num_steps, num_states = observation[-2:]
+    if num_states == 0:
+        raise ValueError(f"observation_logits: expected at least one state, got shape {tuple(observation)}")
+    if initial[-1] != num_states:
+        raise ValueError(
+            f"initial_logits: expected {num_states} states in the last dimension as in observation_logits "
+            f"{tuple(observation)}, got shape {tuple(initial)}"
+        )
+    if transition[-2:] != (num_states, num_states):
+        raise ValueError(
+            f"transition_logits: expected last dimensions ({num_states}, {num_states}) [from, to], "
+            f"got shape {tuple(transition)}"
+        )
+    if len(transition) > 2 and transition[-3] not in (1, max(num_steps - 1, 0)):
+        raise ValueError(
+            f"transition_logits: expected 1 (shared) or T-1 = {max(num_steps - 1, 0)} transitions in dimension -3, "
+            f"got shape {tuple(transition)}"
+        )
+
+
+@lru_cache(maxsize=256)
+def _broadcast(*batch_shapes: torch.Size) -> torch.Size:
+    """The common batch shape of the potentials and the lengths."""
     try:
         # Not torch's own, which imports all of sympy at its first call.
-        batch_shape = torch.Size(np.broadcast_shapes(*batch_shapes))
+        return torch.Size(np.broadcast_shapes(*batch_shapes))
     except ValueError as error:
-        names = [*potentials, "lengths"]
-        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(names, batch_shapes, strict=True))
+        named = zip((*_NAMES, "lengths"), batch_shapes, strict=True)
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in named)
         raise ValueError(f"batch shapes do not broadcast: {shapes}") from error
-    return Chain(initial_logits, transition, observation_logits, lengths.expand(batch_shape), batch_shape)
 
 
 def check_entries(chain: Chain) -> None:
@@ -181,11 +195,10 @@ def check_entries(chain: Chain) -> None:
     """
     if not Distribution._validate_args:  # what pyro.enable_validation switches
         return
-    names = ("initial_logits", "transition_logits", "observation_logits")
     limit = torch.finfo(chain.observation.dtype).max
     if all(bool(logits.amax() <= limit) for logits in chain[:3] if logits.numel() > 0):
         return  # nothing bad anywhere, padding included
-    for name, logits, read in zip(names, chain[:3], _reads(chain), strict=True):
+    for name, logits, read in zip(_NAMES, chain[:3], _reads(chain), strict=True):
         bad = ~(logits <= limit) & read
         if bad.any():
             index = tuple(bad.nonzero()[0].tolist())
@@ -249,9 +262,12 @@ def _obstacle_to_cpu(observation: Tensor) -> str:
         return f"the tensors are {observation.dtype}, not float32 or float64"
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return "torch.jit records operations of torch only"
-    if find_spec("numba") is None:
-        return "numba is not installed"
-    return ""
+    return "" if _numba_is_installed() else "numba is not installed"
+
+
+@cache
+def _numba_is_installed() -> bool:
+    return find_spec("numba") is not None
 
 
 def logsumexp(logits: Tensor, dim: int) -> Tensor:

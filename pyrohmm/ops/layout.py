@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain
-from pyrohmm.ops.simd import Lanes, lanes_for, padded_states
+from pyrohmm.ops.simd import Lanes, lanes_for
 
 
 class Flat(NamedTuple):
@@ -41,26 +42,46 @@ def flat(tensor: Tensor, batch_shape: torch.Size, dims: int) -> Flat:
         >>> flat(torch.zeros(5, 4, 3)[:, ::2], torch.Size([2, 5]), 2)[1:]
         (array([ 0, 12, 24, 36, 48,  0, 12, 24, 36, 48]), 6)
     """
-    tensor, batch = tensor.detach(), tensor.dim() - dims
+    tensor = _dense(tensor, dims)
+    index, step, extent = _places(tensor.shape, tensor.stride(), batch_shape, dims)
+    return Flat(tensor.as_strided((extent,), (1,)).numpy(), index, step)
+
+
+def _dense(tensor: Tensor, dims: int) -> Tensor:
+    """The tensor, copied if its last dimensions, but for that of time, do not lie side by side in memory."""
+    tensor = tensor.detach()
     if tensor.is_contiguous():
-        memory = tensor.view(-1)
-    else:
-        dense = 1
-        for dim in range(1, max(dims, 2)):
-            if tensor.shape[-dim] > 1 and tensor.stride(-dim) != dense:
-                tensor = tensor.contiguous()
-                break
-            dense *= tensor.shape[-dim]
-        extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        memory = tensor.as_strided((extent if tensor.numel() else 0,), (1,))
-    index = np.zeros(batch_shape, np.int64)
-    for dim, (n, stride) in enumerate(zip(tensor.shape[:batch], tensor.stride(), strict=False)):
-        if n > 1:
-            index += np.arange(0, n * stride, stride).reshape(-1, *(1,) * (batch - dim - 1)) if stride else 0
-    step = tensor.stride(-dims) if dims > 1 and tensor.shape[-dims] > 1 else 0
-    return Flat(memory.numpy(), index.reshape(-1), step)
+        return tensor
+    dense = 1
+    for dim in range(1, max(dims, 2)):
+        if tensor.shape[-dim] > 1 and tensor.stride(-dim) != dense:
+            return tensor.contiguous()
+        dense *= tensor.shape[-dim]
+    return tensor
 
 
+# Training asks for the same places at every step. What is remembered is never written to.
+@lru_cache(maxsize=16)
+def _places(
+    shape: torch.Size, strides: tuple[int, ...], batch_shape: torch.Size, dims: int
+) -> tuple[np.ndarray, int, int]:
+    """Where each sequence begins, the distance of one step of time to the next, and how much memory that spans."""
+    index, batch = np.zeros(batch_shape, np.int64), len(shape) - dims
+    for dim, (n, stride) in enumerate(zip(shape[:batch], strides, strict=False)):
+        if n > 1 and stride:
+            index += np.arange(0, n * stride, stride).reshape(-1, *(1,) * (batch - dim - 1))
+    step = strides[-dims] if dims > 1 and shape[-dims] > 1 else 0
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if shape.numel() else 0
+    return index.reshape(-1), step, extent
+
+
+@lru_cache(maxsize=16)
+def _order(shape: torch.Size, strides: tuple[int, ...], batch_shape: torch.Size) -> np.ndarray:
+    """The sequences, those that share a matrix together, where all have the same length."""
+    return _places(shape, strides, batch_shape, 3)[0].argsort(kind="stable")
+
+
+@lru_cache(maxsize=16)
 def groups(shape: torch.Size, batch_shape: torch.Size) -> np.ndarray:
     """The number, in row-major order, of the entry of a tensor of this shape that each sequence has to do with, (B,).
 
@@ -69,67 +90,6 @@ def groups(shape: torch.Size, batch_shape: torch.Size) -> np.ndarray:
         array([0, 0, 0, 1, 1, 1])
     """
     return np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), batch_shape).flatten()
-
-
-class Matrices(NamedTuple):
-    """The transition matrices of a chain in which they do not change over time, each of them once.
-
-    Attributes:
-        values: (G, K, K); none if they change over time or if no sequence has a second step.
-        shape: (..., 1, K, K), the same with their batch dimensions, such as broadcasts with the chain's.
-        number: (B,), which one belongs to each sequence.
-        lanes: the vectors.
-    """
-
-    values: Tensor
-    shape: torch.Size
-    number: np.ndarray
-    lanes: Lanes
-
-    @classmethod
-    def of(cls, chain: Chain) -> "Matrices":
-        """The matrices of a chain."""
-        transition = chain.transition.detach()
-        # What was expanded (stride zero) is there once.
-        for dim in range(transition.dim() - 3):
-            if transition.stride(dim) == 0:
-                transition = transition.narrow(dim, 0, 1)
-        number = groups(transition.shape[:-3], chain.batch_shape)
-        if transition.shape[-3] != 1 or chain.num_steps < 2:
-            transition = transition[..., :0, :, :]
-        return cls(
-            transition.reshape(-1, *transition.shape[-2:]),
-            transition.shape,
-            number,
-            lanes_for(chain.num_states, chain.observation.element_size()),
-        )
-
-    def pack(self, kernel: Callable[..., Any], *arguments: Any) -> "Packed":
-        """The matrices in the panels of columns that products read as a stream, written by a kernel."""
-        count, K = self.values.shape[:2]
-        size = padded_states(K, self.lanes) * K
-        packed = Packed(self.values.new_empty(count * size).numpy(), self.number * size)
-        self.run(kernel, *arguments, packed.values, np.arange(count) * size)
-        return packed
-
-    def run(self, kernel: Callable[..., Any], *arguments: Any) -> None:
-        """Call `kernel(shares, lanes, values, index, K, *arguments)` for shares of the rows of all matrices."""
-        count, K = self.values.shape[:2]
-        memory, index = self.values.contiguous().view(-1).numpy(), np.arange(count) * (K * K)
-        threads.run(kernel, threads.split_evenly(count * K, 10.0 * K), self.lanes, memory, index, K, *arguments)
-
-    def columns(self, steps: int) -> "Packed":
-        """The transposed matrices, densely, if they are read often enough in so many steps; else none."""
-        K = self.values.shape[-1]
-        values = self.values if steps >= K else self.values[:0]
-        return Packed(values.mT.contiguous().view(-1).numpy(), self.number * (K * K))
-
-
-class Packed(NamedTuple):
-    """Matrices as kernels multiply by them, one after the other, and where that of each sequence begins, (B,)."""
-
-    values: np.ndarray
-    index: np.ndarray
 
 
 class Batch(NamedTuple):
@@ -158,11 +118,12 @@ class Batch(NamedTuple):
     @classmethod
     def of(cls, chain: Chain) -> "Batch":
         """The memory of a chain."""
-        lengths = chain.lengths.detach().contiguous().view(-1).numpy()
-        transition = flat(chain.transition, chain.batch_shape, 3)
+        lengths = chain.lengths.contiguous().view(-1).numpy()
+        matrices = _dense(chain.transition, 3)
+        transition = flat(matrices, chain.batch_shape, 3)
         work = _work(chain.num_states)
         if chain.lengths.dim() == 0 or not any(chain.lengths.stride()):  # one length for all
-            order = transition.index.argsort(kind="stable")
+            order = _order(matrices.shape, matrices.stride(), chain.batch_shape)
             bounds = threads.split_evenly(len(lengths), work * chain.num_steps, align=8)
         else:
             order = np.lexsort((-lengths, transition.index))

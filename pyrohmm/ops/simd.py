@@ -8,6 +8,7 @@ by LLVM, so the code is right on any CPU. `multiply` is a matrix product with th
 
 import math
 import operator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class _VectorModel(models.PrimitiveModel):
 Lanes = tuple[int, ...]
 
 
+@cache
 def lanes_for(num_states: int, dtype_bytes: int) -> Lanes:
     """As many zeros as a vector has lanes, and one more where the states do not fit into one vector.
 

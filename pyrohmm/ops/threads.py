@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def split(work: np.ndarray, align: int = 1) -> list[int]:
     return [0, *inner.astype(int).tolist(), len(work)]
 
 
-def run(kernel: Callable[..., Any], bounds: list[int], *arguments: Any) -> None:
+def run(kernel: Callable[..., Any], bounds: list[int], *arguments: Any, together: bool = False) -> None:
     """Call `kernel(shares, *arguments)`, each share (number, first, last) being one range, side by side.
 
     Any thread of any process may call.
@@ -84,13 +85,17 @@ def run(kernel: Callable[..., Any], bounds: list[int], *arguments: Any) -> None:
         kernel: a function compiled with `nogil=True` that works off its shares by `in_parallel`.
         bounds: from `split`.
         arguments: passed on.
+        together: whether the kernel must have all shares in one call, being more than a loop over them.
 
     Example:
         >>> run(lambda shares: print(shares.tolist()), [0, 10])
         [[0, 0, 10]]
     """
-    shares = np.array([range(len(bounds) - 1), bounds[:-1], bounds[1:]]).T.copy()
-    if len(shares) == 1 or (OPENMP and os.getpid() == PROCESS):
+    parallel = OPENMP and os.getpid() == PROCESS
+    if together and not parallel:
+        bounds = [bounds[0], bounds[-1]]
+    shares = np.array([(share, *pair) for share, pair in enumerate(pairwise(bounds))])
+    if parallel or len(shares) == 1:
         kernel(shares, *arguments)
         return
     others, here = [], shares[:1]

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrohmm.ops import threads
 from pyrohmm.ops.certificate import log_ratio, smallest_log_ratio
 from pyrohmm.ops.chain import Chain, Tangent, clear_padding
 from pyrohmm.ops.forward_backward import cpu_log, cpu_scaled
-from pyrohmm.ops.layout import Batch, Matrices, Packed, flat, groups
+from pyrohmm.ops.layout import Batch, flat, groups
+from pyrohmm.ops.matrices import Matrices, Packed
 
-NOTHING = np.empty(0)
+NOTHING, NO_INDEX = np.empty(0), np.zeros((1, 1), np.int64)
 
 
 class Messages(NamedTuple):
@@ -191,23 +191,15 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
             *outputs,
         )
     else:
-        if len(matrices.values):
-            smallest, largest = like.new_empty(2, len(matrices.values), K).numpy()
-            matrices.run(cpu_scaled.extremes, smallest.reshape(-1), largest.reshape(-1))
-            tops = largest.max(1)
-            with np.errstate(invalid="ignore"):  # -inf alone
-                passed = smallest.min(1) - tops >= bound
-            tops[~passed] = np.inf  # no part of what is scaled
-            scaled = passed[matrices.number]
-        else:
-            tops = like.new_zeros(B).numpy()
+        packed, tops, passed = matrices.scaled(bound)
+        scaled = passed[matrices.number]
         if scaled.any():
-            packed = matrices.pack(cpu_scaled.pack, tops)
             batch.where(scaled).run(
                 cpu_scaled.forward,
                 *batch.initial[:2],
                 *packed,
-                tops.astype(np.float64)[matrices.number],
+                tops,
+                matrices.number,
                 *batch.observation,
                 values.view(-1).numpy(),
                 log_z,
@@ -229,10 +221,6 @@ def _smooth_shared(
     """Fill in the state marginals of a batch of scaled messages, and return the transition marginals."""
     B, T, K = messages.values.shape
     each = each and not reduce
-    transposed = np.zeros_like(messages.packed.values)
-    width = len(batch.lanes) // 2 * 2
-    bounds = threads.split_evenly(transposed.size // (K * width), float(K * width))
-    threads.run(cpu_scaled.transpose, bounds, batch.lanes, K, messages.packed.values, transposed)
     # Of few states, counts are added up on the way back; of many, they are a matrix product afterwards.
     few = len(batch.lanes) % 2 == 0 and not each
     room = Room.of(chain, batch, False, reduce) if few else None
@@ -240,10 +228,10 @@ def _smooth_shared(
     if not few and len(batch.order) < B:  # log-probabilities of the others would make NaN
         values = values.where(torch.from_numpy(messages.scaled)[:, None, None], 0.0)
         onward.zero_()
+    matrices = messages.matrices
     batch.run(
         cpu_scaled.backward,
-        transposed,
-        messages.packed.index,
+        *matrices.transposed(messages.packed),
         *batch.observation,
         messages.values.view(-1).numpy(),
         messages.log_z,
@@ -251,24 +239,23 @@ def _smooth_shared(
         states.view(-1).numpy(),
         onward.view(-1).numpy(),
         room.sums if room else NOTHING,
-        room.index if room else np.zeros((1, 1), np.int64),
+        room.index if room else NO_INDEX,
     )
     if T < 2:
         return Room.of(chain, batch, each, reduce).total(states.dtype)
-    matrices, shape = messages.matrices, chain.transition.shape
-    tops = torch.from_numpy(messages.tops)[:, None, None]
-    odds = (matrices.values - tops).exp_().where(tops.isfinite(), 0.0).view(matrices.shape)
-    if room:
-        return room.total(states.dtype).mul_(odds if reduce else odds.squeeze(-3))
     if each:
-        pairs = values[:, :-1, :, None] * onward[:, :-1, None, :]
-        return pairs.view(*chain.batch_shape, T - 1, K, K).mul_(odds)
-    # The last step of a sequence has no v, so that nothing is counted across a boundary.
-    sequences = 1 if reduce and math.prod(shape[:-3]) == 1 else B
-    counts = _sum_of_products(values.view(sequences, -1, K), onward.view(sequences, -1, K))
-    if sequences == 1:
-        return counts.view(shape).mul_(odds)
-    counts = counts.view(*chain.batch_shape, 1, K, K).mul_(odds)
+        tops = torch.from_numpy(messages.tops)[:, None, None]
+        odds = (matrices.values - tops).exp_().where(tops.isfinite(), 0.0).view(matrices.shape)
+        return (values[:, :-1, :, None] * onward[:, :-1, None, :]).view(*chain.batch_shape, T - 1, K, K).mul_(odds)
+    shape = chain.transition.shape if reduce else (*chain.batch_shape, 1, K, K)
+    if room:
+        counts = room.copies.view(-1, *shape)
+    elif reduce and math.prod(shape[:-3]) == 1:
+        # The last step of a sequence has no v, so that nothing is counted across a boundary.
+        counts = _sum_of_products(values.view(1, -1, K), onward.view(1, -1, K)).view(1, *shape)
+    else:
+        counts = _sum_of_products(values, onward).view(1, *chain.batch_shape, 1, K, K)
+    counts = matrices.weigh(counts, messages.tops)
     return counts.sum_to_size(shape) if reduce else counts.squeeze(-3)
 
 
@@ -336,7 +323,7 @@ def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
     enough for the products to take longer than adding them up.
     """
     B, N, K = left.shape
-    block = max(256, 2 * K)
+    block = max(2048, 2 * K)
     whole = N // block * block
     result = torch.bmm(left[:, whole:].mT, right[:, whole:])
     if whole == 0:

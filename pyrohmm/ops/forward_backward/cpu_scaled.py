@@ -19,7 +19,6 @@ from pyrohmm.ops.simd import (
     maximum,
     multiply,
     padded_width,
-    panel_width,
     put,
     splat,
     store,
@@ -85,7 +84,8 @@ def _forward(
     initial_index,
     packed,
     packed_index,
-    shift,
+    tops,
+    number,
     observation,
     observation_index,
     observation_step,
@@ -140,7 +140,7 @@ def _forward(
                         record(lanes, start, 0, K, top, mass, inverse[r], predicted, row, log_probs, here * K)
                     else:
                         record(lanes, observation, index, K, top, mass, inverse[r], predicted, row, log_probs, here * K)
-                    log_evidence[here] = np.log(np.float64(mass)) + top + (shift[b] if t > 0 else 0.0)
+                    log_evidence[here] = np.log(np.float64(mass)) + top + (tops[number[b]] if t > 0 else real(0))
                 inverse[r] = real(1) / mass if mass > real(0) else real(0)
                 # A logarithm of many factors at once. A NaN ends up in log Z, an impossible step makes it -inf.
                 product[r] *= mass
@@ -150,7 +150,7 @@ def _forward(
                     product[r] = 1.0
         for r in range(rows):
             b = order[n + r]
-            log_z[b] = evidence[r] + np.log(product[r]) + max(lengths[b] - 1, 0) * shift[b]
+            log_z[b] = evidence[r] + np.log(product[r]) + max(lengths[b] - 1, 0) * np.float64(tops[number[b]])
             beyond = b * num_steps + lengths[b]
             if messages.size > 0:
                 messages[beyond * K : (b + 1) * num_steps * K] = real(0)
@@ -491,76 +491,3 @@ def backward_steps(shares, *arguments):
     out_index[share, b] says where those of a sequence begin, `own` that nobody else adds there.
     """
     in_parallel(_backward_steps, shares, arguments)
-
-
-@njit
-def _pack(share, first, last, lanes, transition, transition_index, K, top, packed, packed_index):
-    real = transition.dtype.type
-    zero = zeros(lanes, transition)
-    width = width_of(zero)
-    nothing = splat(real(-np.inf), zero)
-    padded = padded_width(lanes, K, zero)
-    panel = panel_width(padded, nothing)
-    for n in range(first, last):
-        g, i = n // K, n % K
-        for j in range(0, padded, width):
-            logits = take(transition, transition_index[g] + i * K + j, max(K - j, 0), nothing)
-            out = packed_index[g] + j // panel * panel * K + i * panel + j % panel
-            store(packed, out, exp(logits - splat(top[g], zero)))
-
-
-@kernel
-def pack(shares, *arguments):
-    """exp(A - top) in panels, rows first..last of all matrices one after the other."""
-    in_parallel(_pack, shares, arguments)
-
-
-@njit
-def _transpose(share, first, last, lanes, K, packed, transposed):
-    zero = zeros(lanes, packed)
-    width = width_of(zero)
-    padded = padded_width(lanes, K, zero)
-    panel = panel_width(padded, zero)
-    for n in range(first, last):
-        g, j = n // (padded // width), n % (padded // width) * width
-        source = g * padded * K + j // panel * panel * K + j % panel
-        for i in range(K):
-            out = g * padded * K + i // panel * panel * K + i % panel
-            for lane in range(min(width, K - j)):
-                transposed[out + (j + lane) * panel] = packed[source + i * panel + lane]
-
-
-@kernel
-def transpose(shares, *arguments):
-    """The packed form of the transposed matrices, blocks first..last of `width` rows of all of them."""
-    in_parallel(_transpose, shares, arguments)
-
-
-@njit
-def _extremes(share, first, last, lanes, transition, transition_index, K, smallest, largest_of_row):
-    real = transition.dtype.type
-    zero = zeros(lanes, transition)
-    nothing = splat(real(-np.inf), zero)
-    everything = splat(real(np.inf), zero)
-    width = width_of(zero)
-    for n in range(first, last):
-        row = transition_index[n // K] + n % K * K
-        high = nothing
-        low = nothing
-        wrong = zero
-        for block in range(blocks(lanes, K, zero)):
-            j = block * width
-            high = maximum(high, take(transition, row + j, K - j, nothing))
-            low = maximum(low, zero - take(transition, row + j, K - j, everything))
-            wrong = wrong + take(transition, row + j, K - j, zero) * zero
-        smallest[n] = -largest(low)
-        largest_of_row[n] = largest(high) + (real(0) if smallest[n] == -np.inf else total(wrong))
-
-
-@kernel
-def extremes(shares, *arguments):
-    """The smallest and the largest entry of each row, rows first..last of all matrices one after the other.
-
-    The largest is NaN if there is a NaN in a row without -inf.
-    """
-    in_parallel(_extremes, shares, arguments)

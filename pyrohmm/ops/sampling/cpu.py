@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain
-from pyrohmm.ops.layout import Batch, Matrices
+from pyrohmm.ops.layout import Batch
+from pyrohmm.ops.matrices import Matrices
 from pyrohmm.ops.sampling import cpu_kernels
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from pyrohmm.ops.chain import Chain
-from pyrohmm.ops.layout import Batch, Matrices
+from pyrohmm.ops.layout import Batch
+from pyrohmm.ops.matrices import Matrices
 from pyrohmm.ops.viterbi import cpu_kernels
 
 
@@ -16,7 +17,7 @@ def viterbi(chain: Chain) -> tuple[Tensor, Tensor]:
     matrices = Matrices.of(chain)
     potentials = (*batch.initial[:2], *batch.transition)
     scores = chain.observation.new_empty(sequences * chain.num_steps * chain.num_states).numpy()
-    batch.run(cpu_kernels.scores, *potentials, *matrices.pack(cpu_kernels.pack), *batch.observation, scores)
+    batch.run(cpu_kernels.scores, *potentials, *matrices.packed(), *batch.observation, scores)
     states = np.empty(sequences * chain.num_steps, np.int64)
     log_prob = np.empty(sequences)
     columns = matrices.columns(sequences * chain.num_steps)

@@ -15,7 +15,6 @@ from pyrohmm.ops.simd import (
     max_plus,
     maximum,
     padded_width,
-    panel_width,
     put,
     splat,
     store,
@@ -195,25 +194,6 @@ def _trace(
 def trace(shares, *arguments):
     """The best path and its potential, added up in float64; `transposed` holds matrices shared over time."""
     in_parallel(_trace, shares, arguments)
-
-
-@njit
-def _pack(share, first, last, lanes, transition, transition_index, K, packed, packed_index):
-    zero = zeros(lanes, transition)
-    nothing = splat(transition.dtype.type(-np.inf), zero)
-    padded = padded_width(lanes, K, zero)
-    panel = panel_width(padded, zero)
-    for n in range(first, last):
-        g, i = n // K, n % K
-        for j in range(0, padded, width_of(zero)):
-            logits = take(transition, transition_index[g] + i * K + j, max(K - j, 0), nothing)
-            store(packed, packed_index[g] + j // panel * panel * K + i * panel + j % panel, logits)
-
-
-@kernel
-def pack(shares, *arguments):
-    """The matrices in panels, -inf behind the K-th column; rows first..last of all of them one after the other."""
-    in_parallel(_pack, shares, arguments)
 
 
 @njit
