@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 PAUSE = 0.02  # seconds; OpenMP's threads spin for some milliseconds
 LONG = 0.2  # seconds; for a run that takes longer, what went before does not matter
+STEADY = 0.03  # seconds; threads that were asleep may meet on one core, until the system parts them some ticks later
 
 
 class Timing(NamedTuple):
@@ -25,8 +26,8 @@ def interleaved(
     """Median times of functions that take turns in every round, so that a slow minute of the machine meets all.
 
     A library's threads spin for a while after its work is done, and its data fill the cache. So a turn begins with a
-    pause, in which the threads of the one before go to sleep, and with one run that does not count, as in the steady
-    state of a program that uses one library. The order within a round changes (from a fixed seed).
+    pause, in which the threads of the one before go to sleep, and with runs that do not count until the function is in
+    the steady state of a program that uses one library. The order within a round changes (from a fixed seed).
 
     Args:
         functions: by name.
@@ -45,8 +46,11 @@ def interleaved(
         shuffle(order)
         for name in order:
             sleep(PAUSE)
-            first = _seconds(functions[name])
-            seconds[name].append(first if first > LONG else _seconds(functions[name]))
+            spent = latest = 0.0
+            while spent < STEADY:
+                latest = _seconds(functions[name])
+                spent += latest
+            seconds[name].append(latest if latest > LONG else _seconds(functions[name]))
     return {name: Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in seconds.items()}
 
 

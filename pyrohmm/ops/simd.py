@@ -244,6 +244,34 @@ def maximum(typingctx, a, b):
     return a(a, a), lambda context, builder, sig, args: _maximum(builder, *args)
 
 
+@intrinsic
+def where_larger(typingctx, a, b, x, y):
+    """x in the lanes where a > b, y in the others."""
+
+    def codegen(context, builder, sig, args):
+        a, b, x, y = args
+        return builder.select(builder.fcmp_ordered(">", a, b), x, y)
+
+    return x(a, a, x, x), codegen
+
+
+@intrinsic
+def put_bytes(typingctx, array, index, count, vector):
+    """Write the first `count` lanes, as integers 0..127, to a flat array of int8."""
+
+    def codegen(context, builder, sig, args):
+        array, index, count, value = args
+        integers = ir.VectorType(ir.IntType(8), value.type.count)
+        pointer = builder.bitcast(_pointer(context, builder, sig.args[0], array, index), integers.as_pointer())
+        mask = _first_lanes(builder, value.type, count)
+        args = [builder.fptosi(value, integers), pointer, ir.IntType(32)(1), mask]
+        function_type = ir.FunctionType(ir.VoidType(), [a.type for a in args])
+        name = f"llvm.masked.store.v{value.type.count}i8.p0"
+        builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
+
+    return types.void(array, types.intp, types.intp, vector), codegen
+
+
 def _reduce(builder, value, combine):
     count = value.type.count
     while count > 1:

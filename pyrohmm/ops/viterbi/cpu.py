@@ -12,16 +12,18 @@ from pyrohmm.ops.viterbi import cpu_kernels
 
 def viterbi(chain: Chain) -> tuple[Tensor, Tensor]:
     """Best path (*batch, T) and its total potential (*batch). Ties go to the lowest state."""
-    batch = Batch.of(chain)
-    sequences = len(batch.order)
-    matrices = Matrices.of(chain)
+    batch, matrices = Batch.of(chain), Matrices.of(chain)
+    sequences, steps = len(batch.order), len(batch.order) * chain.num_steps
     potentials = (*batch.initial[:2], *batch.transition)
-    scores = chain.observation.new_empty(sequences * chain.num_steps * chain.num_states).numpy()
-    batch.run(cpu_kernels.scores, *potentials, *matrices.packed(), *batch.observation, scores)
-    states = np.empty(sequences * chain.num_steps, np.int64)
-    log_prob = np.empty(sequences)
-    columns = matrices.columns(sequences * chain.num_steps)
-    batch.run(cpu_kernels.trace, *potentials, *columns, *batch.observation, scores, states, log_prob)
+    narrow = len(batch.lanes) % 2 == 0
+    found = (
+        chain.observation.new_empty((sequences if narrow else steps) * chain.num_states).numpy(),
+        np.empty(steps * chain.num_states if narrow else 0, np.int8),
+    )
+    batch.run(cpu_kernels.scores, *potentials, *matrices.packed(), *batch.observation, *found)
+    states, log_prob = np.empty(steps, np.int64), np.empty(sequences)
+    columns = matrices.columns(0 if narrow else steps)
+    batch.run(cpu_kernels.trace, *potentials, *columns, *batch.observation, *found, states, log_prob)
     return (
         torch.from_numpy(states).view(*chain.batch_shape, chain.num_steps),
         torch.from_numpy(log_prob).to(chain.observation.dtype).view(chain.batch_shape),

@@ -1,7 +1,8 @@
 """Compiled max-product recursions.
 
-The scores of a step are kept relative to the best score of the step before, whatever T. There are no back pointers: on
-the way back, the predecessor of the one state on the path is sought again, in the same arithmetic.
+The scores of a step are kept relative to the best score of the step before, whatever T. Where one vector holds all
+states, the predecessor of each is known as soon as its score, and is kept. Else the scores are, and on the way back the
+predecessor of the one state on the path is sought again, in the same arithmetic.
 """
 
 import numpy as np
@@ -10,15 +11,18 @@ from numba import njit
 from pyrohmm.ops.simd import (
     blocks,
     first_equal,
+    is_narrow,
     largest,
     load,
     max_plus,
     maximum,
     padded_width,
     put,
+    put_bytes,
     splat,
     store,
     take,
+    where_larger,
     width_of,
     zeros,
 )
@@ -48,6 +52,21 @@ def argmax(lanes, values, index, added, added_index, K):
     return 0, top  # a NaN is equal to nothing
 
 
+@njit(forceinline=True)
+def step_each(lanes, onward, message, row, values, index, distance, K, pointers, here):
+    """The best score into each state, of the one vector of them, and the lowest state that it comes from."""
+    zero = zeros(lanes, message)
+    nothing = splat(message.dtype.type(-np.inf), zero)
+    best = nothing
+    pointer = zero
+    for i in range(K):
+        score = splat(message[row + i], zero) + take(values, index + i * distance, distance, nothing)
+        pointer = where_larger(score, best, splat(message.dtype.type(i), zero), pointer)
+        best = maximum(score, best)
+    store(onward, row, best)
+    put_bytes(pointers, here, K, pointer)
+
+
 @njit
 def _scores(
     share,
@@ -69,6 +88,7 @@ def _scores(
     observation_index,
     observation_step,
     best_scores,
+    pointers,
 ):
     real = observation.dtype.type
     zero = zeros(lanes, observation)
@@ -93,6 +113,17 @@ def _scores(
                 for r in range(active):
                     for j in range(K):
                         onward[r * padded + j] = initial[initial_index[order[n + r]] + j]
+            elif is_narrow(lanes):
+                for r in range(active):
+                    b = order[n + r]
+                    here = (b * num_steps + t) * K
+                    if shared:
+                        step_each(
+                            lanes, onward, message, r * padded, packed, packed_index[b], width, K, pointers, here
+                        )
+                    else:
+                        matrix = transition_index[b] + (t - 1) * transition_step
+                        step_each(lanes, onward, message, r * padded, transition, matrix, K, K, pointers, here)
             elif shared:
                 max_plus(onward, message, padded, packed, packed_index[order[n]], K, active, zero)
             else:
@@ -115,7 +146,10 @@ def _scores(
                     score = load(onward, r * padded + j, zero) + relative
                     best = maximum(best, score)
                     store(message, r * padded + j, score)
-                    put(best_scores, (b * num_steps + t) * K + j, K - j, score)
+                    if not is_narrow(lanes):
+                        put(best_scores, (b * num_steps + t) * K + j, K - j, score)
+                    elif t == lengths[b] - 1:
+                        put(best_scores, b * K, K, score)
                 top = largest(best)
                 shift[r] = top if top > real(-np.inf) else real(0)
         n += rows
@@ -123,7 +157,11 @@ def _scores(
 
 @kernel
 def scores(shares, *arguments):
-    """Best score of a path into each state, (B, T, K); `packed` holds the matrices if they are shared over time."""
+    """Best score of a path into each state, and where it comes from; `packed` holds matrices shared over time.
+
+    Where one vector holds all states: `pointers` (B, T, K) get the predecessors, `best_scores` (B, K) the scores of the
+    last step. Else `best_scores` (B, T, K) get all scores.
+    """
     in_parallel(_scores, shares, arguments)
 
 
@@ -148,46 +186,62 @@ def _trace(
     observation_index,
     observation_step,
     best_scores,
+    pointers,
     states,
     log_prob,
 ):
     real = observation.dtype.type
     nothing_added = np.zeros(K, observation.dtype)
-    for n in range(first, last):
-        b = order[n]
-        for t in range(num_steps):
-            states[b * num_steps + t] = -1
-        log_prob[b] = 0.0
-        if lengths[b] == 0:
-            continue
-        here = (b * num_steps + lengths[b] - 1) * K
-        state, top = argmax(lanes, best_scores, here, nothing_added, 0, K)
-        if top == real(-np.inf):
-            log_prob[b] = -np.inf
-            continue
-        potential = 0.0
-        for t in range(lengths[b] - 1, -1, -1):
-            states[b * num_steps + t] = state
-            potential += observation[observation_index[b] + t * observation_step + state]
-            if t == 0:
-                potential += initial[initial_index[b] + state]
-                continue
-            here -= K
-            if transposed.size > 0:
-                index = transposed_index[b] + state * K
-                before, _ = argmax(lanes, best_scores, here, transposed, index, K)
-                potential += transposed[index + before]
-            else:
-                # A column of a matrix that is read once: not worth a vector.
-                entry = transition_index[b] + (t - 1) * transition_step + state
-                before, best = 0, best_scores[here] + transition[entry]
-                for i in range(1, K):
-                    score = best_scores[here + i] + transition[entry + i * K]
-                    if score > best:
-                        before, best = i, score
-                potential += transition[entry + before * K]
-            state = before
-        log_prob[b] = potential
+    state = np.zeros(ROWS, np.int64)
+    length = np.zeros(ROWS, np.int64)
+    potential = np.zeros(ROWS, np.float64)
+    for n in range(first, last, ROWS):
+        rows = min(ROWS, last - n)
+        for r in range(rows):
+            b = order[n + r]
+            length[r] = lengths[b]
+            potential[r] = 0.0
+            if length[r] > 0:
+                end = b * K if is_narrow(lanes) else (b * num_steps + length[r] - 1) * K
+                state[r], top = argmax(lanes, best_scores, end, nothing_added, 0, K)
+                if top == real(-np.inf):
+                    length[r] = 0
+                    potential[r] = -np.inf
+        # Of several sequences in turns: a step of each waits only for the one before of the same.
+        for t in range(num_steps - 1, -1, -1):
+            for r in range(rows):
+                b = order[n + r]
+                here = b * num_steps + t
+                if t >= length[r]:
+                    states[here] = -1
+                    continue
+                after = state[r]
+                states[here] = after
+                potential[r] += observation[observation_index[b] + t * observation_step + after]
+                if t == 0:
+                    potential[r] += initial[initial_index[b] + after]
+                    continue
+                matrix = transition_index[b] + (t - 1) * transition_step
+                if is_narrow(lanes):
+                    before = np.int64(pointers[here * K + after])
+                    step = transition[matrix + before * K + after]
+                elif transposed.size > 0:
+                    column = transposed_index[b] + after * K
+                    before, _ = argmax(lanes, best_scores, (here - 1) * K, transposed, column, K)
+                    step = transposed[column + before]
+                else:
+                    # A column of a matrix that is read once: not worth a vector.
+                    entry = matrix + after
+                    before, best = 0, best_scores[(here - 1) * K] + transition[entry]
+                    for i in range(1, K):
+                        score = best_scores[(here - 1) * K + i] + transition[entry + i * K]
+                        if score > best:
+                            before, best = i, score
+                    step = transition[entry + before * K]
+                potential[r] += step
+                state[r] = before
+        for r in range(rows):
+            log_prob[order[n + r]] = potential[r]
 
 
 @kernel
