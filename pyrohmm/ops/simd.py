@@ -72,6 +72,13 @@ def zeros(typingctx, lanes, array):
 
 
 @intrinsic
+def widest(typingctx, array):
+    """The vector of zeros of the array's dtype in 64 bytes, for work that takes no notice of rows."""
+    vector = Vector(array.dtype, 512 // array.dtype.bitwidth)
+    return vector(array), lambda context, builder, sig, args: _constant(_ir_vector(vector), 0.0)
+
+
+@intrinsic
 def is_narrow(typingctx, lanes):
     """Whether one vector holds all states, known when the kernel is compiled."""
     narrow = lanes.count % 2 == 0
@@ -221,6 +228,18 @@ def splat(typingctx, value, like):
 
 
 @intrinsic
+def spread(typingctx, array, index, like):
+    """The number at a place of a flat array in every lane of a vector; the index is not negative."""
+
+    def codegen(context, builder, sig, args):
+        array, index, like = args
+        scalar = builder.load(_pointer(context, builder, sig.args[0], array, index))
+        return _splat(builder, scalar, like.type.count)
+
+    return like(array, types.intp, like), codegen
+
+
+@intrinsic
 def width_of(typingctx, vector):
     """The width of a vector, known when the kernel is compiled."""
     return types.intp(vector), lambda context, builder, sig, args: context.get_constant(types.intp, vector.width)
@@ -286,6 +305,35 @@ def _reduce(builder, value, combine):
 def total(typingctx, vector):
     """The sum over the lanes."""
     return vector.element(vector), lambda context, builder, sig, args: _reduce(builder, args[0], builder.fadd)
+
+
+@intrinsic
+def row_totals(typingctx, array, index, distance, like):
+    """The sums of as many rows as the vector `like` has lanes, each as long, in the lanes of one."""
+
+    def codegen(context, builder, sig, args):
+        array, index, distance, like = args
+        width = like.type.count
+        rows = []
+        for number in range(width):
+            begin = builder.add(index, builder.mul(distance, index.type(number)))
+            rows.append(_load(builder, _vector_pointer(context, builder, sig.args[0], array, begin, like.type)))
+        # Halves of pairs of rows are added until each lane has one row's sum; the lanes end up in order.
+        block = 1
+        while len(rows) > 1:
+            lanes = [lane % block + lane // block // 2 * 2 * block + lane // block % 2 * width for lane in range(width)]
+            first, second = (
+                ir.Constant(ir.VectorType(ir.IntType(32), width), [lane + shift for lane in lanes])
+                for shift in (0, block)
+            )
+            rows = [
+                builder.fadd(builder.shuffle_vector(a, b, first), builder.shuffle_vector(a, b, second))
+                for a, b in zip(rows[::2], rows[1::2], strict=True)
+            ]
+            block *= 2
+        return rows[0]
+
+    return like(array, types.intp, types.intp, like), codegen
 
 
 @intrinsic

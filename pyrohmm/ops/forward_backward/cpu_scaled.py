@@ -13,6 +13,7 @@ from pyrohmm.ops.simd import (
     blocks,
     exp,
     fma,
+    is_narrow,
     largest,
     load,
     log,
@@ -20,10 +21,13 @@ from pyrohmm.ops.simd import (
     multiply,
     padded_width,
     put,
+    row_totals,
     splat,
+    spread,
     store,
     take,
     total,
+    widest,
     width_of,
     zeros,
 )
@@ -272,6 +276,27 @@ def backward(shares, *arguments):
     in_parallel(_backward, shares, arguments)
 
 
+@njit(forceinline=True)
+def extremes(values, index, count, like):
+    """The largest and the smallest of so many neighbouring numbers."""
+    nothing = splat(values.dtype.type(-np.inf), like)
+    everything = splat(values.dtype.type(np.inf), like)
+    high = nothing
+    low = nothing
+    for j in range(0, count, width_of(like)):
+        high = maximum(high, take(values, index + j, count - j, nothing))
+        low = maximum(low, like - take(values, index + j, count - j, everything))
+    return largest(high), -largest(low)
+
+
+@njit(forceinline=True)
+def chances_of(values, index, count, top, chances, like):
+    """Write exp(value - top) of so many neighbouring numbers."""
+    nothing = splat(values.dtype.type(-np.inf), like)
+    for j in range(0, count, width_of(like)):
+        store(chances, j, exp(take(values, index + j, count - j, nothing) - splat(top, like)))
+
+
 @njit
 def _forward_steps(
     share,
@@ -301,10 +326,12 @@ def _forward_steps(
     real = observation.dtype.type
     zero = zeros(lanes, observation)
     nothing = splat(real(-np.inf), zero)
-    everything = splat(real(np.inf), zero)
     width = width_of(zero)
+    full = widest(observation)
     message = np.zeros(blocks(lanes, K, zero) * width, observation.dtype)
     predicted = np.ones(blocks(lanes, K, zero) * width, observation.dtype)
+    # The last vector written, and the last one read, end behind the matrix.
+    chances = np.zeros(K * K + width_of(full) if is_narrow(lanes) else 0, observation.dtype)
     for n in range(first, last):
         b = order[n]
         inverse = real(1)
@@ -321,31 +348,35 @@ def _forward_steps(
                 top, mass = absorb(lanes, message, 0, K, inverse, predicted, message, 0)
             else:
                 matrix = transition_index[b] + (t - 1) * transition_step
-                high = nothing
-                low = nothing
-                for i in range(K):
-                    for block in range(blocks(lanes, K, zero)):
-                        j = block * width
-                        high = maximum(high, take(transition, matrix + i * K + j, K - j, nothing))
-                        low = maximum(low, zero - take(transition, matrix + i * K + j, K - j, everything))
-                highest = largest(high)
-                if not -largest(low) - highest >= bound:
+                highest, lowest = extremes(transition, matrix, K * K, full)
+                if not lowest - highest >= bound:
                     passed[b] = False
                     break
                 top_of_matrix = splat(highest, zero)
-                for block in range(blocks(lanes, K, zero)):
+                if is_narrow(lanes):
+                    # What is behind the K-th state here, absorb multiplies by zero.
+                    chances_of(transition, matrix, K * K, highest, chances, full)
+                    even = zero
+                    odd = zero
+                    for i in range(0, K - 1, 2):
+                        even = fma(spread(message, i, zero), load(chances, i * K, zero), even)
+                        odd = fma(spread(message, i + 1, zero), load(chances, i * K + K, zero), odd)
+                    if K % 2 == 1:
+                        even = fma(spread(message, K - 1, zero), load(chances, (K - 1) * K, zero), even)
+                    store(predicted, 0, even + odd)
+                for block in range(0 if is_narrow(lanes) else blocks(lanes, K, zero)):
                     j = block * width
                     even = zero
                     odd = zero
                     for i in range(0, K - 1, 2):
                         row = matrix + i * K + j
                         chance = exp(take(transition, row, K - j, nothing) - top_of_matrix)
-                        even = fma(splat(message[i], zero), chance, even)
+                        even = fma(spread(message, i, zero), chance, even)
                         chance = exp(take(transition, row + K, K - j, nothing) - top_of_matrix)
-                        odd = fma(splat(message[i + 1], zero), chance, odd)
+                        odd = fma(spread(message, i + 1, zero), chance, odd)
                     if K % 2 == 1:
                         chance = exp(take(transition, matrix + (K - 1) * K + j, K - j, nothing) - top_of_matrix)
-                        even = fma(splat(message[K - 1], zero), chance, even)
+                        even = fma(spread(message, K - 1, zero), chance, even)
                     store(predicted, j, even + odd)
                 top, mass = absorb(lanes, observation, index, K, inverse, predicted, message, 0)
             if messages.size > 0:
@@ -419,7 +450,12 @@ def _backward_steps(
     padded = blocks(lanes, K, zero) * width
     message = np.zeros(padded, observation.dtype)
     beta = np.zeros(padded, observation.dtype)
-    pairs = np.zeros(K * padded, observation.dtype)
+    full = widest(observation)
+    # Where one vector holds all states, there are as many rows as it has lanes.
+    pairs = np.zeros(max(K, width) * padded, observation.dtype)
+    # The last vector written, and the last one read, end behind the matrix.
+    chances = np.zeros(K * K + width_of(full) if is_narrow(lanes) else 0, observation.dtype)
+    posterior = np.zeros(padded, observation.dtype)
     counts = np.zeros(K * padded if sums.size > 0 else 0, observation.dtype)
     for n in range(first, last):
         b = order[n]
@@ -428,6 +464,8 @@ def _backward_steps(
         if own:
             begin_unread = out_index[share, b] + max(beyond - 1, 0) * K * K
             each[begin_unread : out_index[share, b] + (end - 1) * K * K] = real(0)
+        inverse = real(1)
+        scale = splat(inverse, zero)
         for t in range(beyond - 1, -1, -1):
             index = observation_index[b] + t * observation_step
             here = (b * num_steps + t) * K
@@ -435,7 +473,12 @@ def _backward_steps(
             if onward:
                 matrix = transition_index[b] + t * transition_step
                 top_of_matrix = splat(tops[b * num_steps + t + 1], zero)
-                for i in range(K):
+                if is_narrow(lanes):
+                    chances_of(transition, matrix, K * K, tops[b * num_steps + t + 1], chances, full)
+                    for i in range(K):
+                        store(pairs, i * padded, load(chances, i * K, zero) * load(message, 0, zero))
+                    store(beta, 0, row_totals(pairs, 0, padded, zero) * scale)
+                for i in range(0 if is_narrow(lanes) else K):
                     row_mass = zero
                     for block in range(blocks(lanes, K, zero)):
                         j = block * width
@@ -443,7 +486,7 @@ def _backward_steps(
                         pair = chance * load(message, j, zero)
                         store(pairs, i * padded + j, pair)
                         row_mass = row_mass + pair
-                    beta[i] = total(row_mass)
+                    beta[i] = total(row_mass) * inverse
             else:
                 beta[:K] = real(1)
             best = nothing
@@ -455,19 +498,23 @@ def _backward_steps(
             top = largest(best)
             if top == real(-np.inf):
                 top = real(0)
+            # The message is divided by this step's mass after the next product, which need not wait for it.
+            before = scale
             inverse = real(1) / total(mass) if log_z[b] > -np.inf else real(0)
             scale = splat(inverse, zero)
             weighted = splat(inverse * weight[b], zero)
             for block in range(blocks(lanes, K, zero)):
                 j = block * width
                 back = load(beta, j, zero)
-                put(marginals, here + j, K - j, take(messages, here + j, K - j, zero) * back * weighted)
+                chance = take(messages, here + j, K - j, zero) * weighted
+                store(posterior, j, chance * before)
+                put(marginals, here + j, K - j, chance * back)
                 likelihood = exp(take(observation, index + j, K - j, nothing) - splat(top, zero))
-                store(message, j, likelihood * back * scale)
+                store(message, j, likelihood * back)
             if onward:
                 out = out_index[share, b] + t * K * K
                 for i in range(K):
-                    factor = splat(messages[here + i] * inverse * weight[b], zero)
+                    factor = spread(posterior, i, zero)
                     for block in range(blocks(lanes, K, zero)):
                         j = block * width
                         pair = load(pairs, i * padded + j, zero)

@@ -118,9 +118,7 @@ def _scores(
                     b = order[n + r]
                     here = (b * num_steps + t) * K
                     if shared:
-                        step_each(
-                            lanes, onward, message, r * padded, packed, packed_index[b], width, K, pointers, here
-                        )
+                        step_each(lanes, onward, message, r * padded, packed, packed_index[b], width, K, pointers, here)
                     else:
                         matrix = transition_index[b] + (t - 1) * transition_step
                         step_each(lanes, onward, message, r * padded, transition, matrix, K, K, pointers, here)
