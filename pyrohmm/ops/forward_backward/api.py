@@ -247,7 +247,7 @@ def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:
 
 def _check(chain: Chain, result: Tensor) -> None:
     """Look for the cause of a NaN in a result."""
-    if result.isnan().any():
+    if result.sum().isnan():
         check_entries(chain)
 
 
@@ -271,6 +271,19 @@ def _hessian_product(
     return kernel.hessian_product(chain, messages, direction, weight=weight, offset=offset)
 
 
+def _gradient(
+    initial: Tensor, transition: Tensor, observation: Tensor, weight: Tensor, chain: Chain, messages: Any, kernel: Any
+) -> tuple[Tensor, ...]:
+    """The gradient of sum(weight * log Z), of the shapes of the potentials."""
+    states, transitions = kernel.smooth(chain, messages, each=False, weight=weight)
+    first = states[..., 0, :] if chain.num_steps else states.sum(-2)
+    return (
+        first.sum_to_size(initial.shape),
+        transitions.expand(transition.shape),
+        states.sum_to_size(observation.shape),
+    )
+
+
 class _LogPartition(torch.autograd.Function):
     """log Z of (initial, transition, observation); its gradient is `_Gradient`."""
 
@@ -286,7 +299,9 @@ class _LogPartition(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *_Gradient.apply(*ctx.saved_tensors, grads[0], ctx.chain, ctx.messages, ctx.kernel), None, None
+        arguments = (*ctx.saved_tensors, grads[0], ctx.chain, ctx.messages, ctx.kernel)
+        # Another derivative is rarely asked for.
+        return *(_Gradient.apply if torch.is_grad_enabled() else _gradient)(*arguments), None, None
 
 
 class _Filter(torch.autograd.Function):
@@ -332,13 +347,7 @@ class _Gradient(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(initial, transition, observation, weight)
         ctx.chain, ctx.messages, ctx.kernel = chain, messages, kernel
-        states, transitions = kernel.smooth(chain, messages, each=False, weight=weight)
-        first = states[..., 0, :] if chain.num_steps else states.sum(-2)
-        return (
-            first.sum_to_size(initial.shape),
-            transitions.expand(transition.shape),
-            states.sum_to_size(observation.shape),
-        )
+        return _gradient(initial, transition, observation, weight, chain, messages, kernel)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -4,6 +4,7 @@ The recursions themselves are `cpu_scaled.py`, for chains that pass the certific
 """
 
 import math
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,6 @@ from pyrohmm.ops.chain import Chain, Tangent, clear_padding
 from pyrohmm.ops.forward_backward import cpu_log, cpu_scaled
 from pyrohmm.ops.layout import Batch, flat, groups
 from pyrohmm.ops.matrices import Matrices, Packed
-
-NOTHING, NO_INDEX = np.empty(0), np.zeros((1, 1), np.int64)
 
 
 class Messages(NamedTuple):
@@ -46,14 +45,14 @@ class Room(NamedTuple):
 
     Attributes:
         shape: of the result.
-        copies: (n, size). Threads that work on sequences which share a part of the result have copies of their own.
-        each, sums: the same memory as an array; one of them is empty.
+        copies: how many results. Threads that work on sequences which share a part of it have copies of their own.
+        each, sums: the memory, of which one is empty.
         index: (shares, B), where the part of a sequence begins.
         own: whether every part is written to by one sequence only, and all are.
     """
 
     shape: tuple[int, ...]
-    copies: Tensor
+    copies: int
     each: np.ndarray
     sums: np.ndarray
     index: np.ndarray
@@ -62,25 +61,51 @@ class Room(NamedTuple):
     @classmethod
     def of(cls, chain: Chain, batch: Batch, each: bool, reduce: bool) -> "Room":
         """Room for the marginals of each sequence, or for their sum over those with the same transitions (reduce)."""
-        shape, number = chain.transition.shape, groups(chain.transition.shape[:-3], chain.batch_shape)
-        each = shape[-3] > 1 if reduce else each
-        if not reduce:
-            steps = (max(chain.num_steps - 1, 0),) if each else ()
-            shape = (*chain.batch_shape, *steps, *shape[-2:])
-            number = np.arange(len(number))
-        alone, shares = math.prod(shape[:-3] if reduce else chain.batch_shape) == len(number), len(batch.bounds) - 1
-        own = each and alone and len(batch.order) == len(number)
-        size = math.prod(shape)
-        part = (chain.num_steps - 1 if each else 1) * math.prod(shape[-2:])
-        dtype = chain.observation.dtype if each else torch.float64
-        copies = (torch.empty if own else torch.zeros)(1 if alone else shares, size, dtype=dtype)
-        index = number * part + np.arange(shares)[:, None] * (0 if alone else size)
-        memory, nothing = copies.view(-1).numpy(), chain.observation.new_empty(0).numpy()
-        return cls(shape, copies, memory if each else nothing, NOTHING if each else memory, index, own)
+        each = chain.transition.shape[-3] > 1 if reduce else each
+        shares = len(batch.bounds) - 1
+        shape, alone, index = _places(chain.transition.shape, chain.batch_shape, chain.num_steps, each, reduce, shares)
+        own, copies = each and alone and len(batch.order) == len(batch.lengths), 1 if alone else shares
+        memory = (torch.empty if own else torch.zeros)(
+            copies * math.prod(shape), dtype=chain.observation.dtype if each else torch.float64
+        ).numpy()
+        if each:
+            return cls(shape, copies, memory, _nothing(np.dtype(float)), index, own)
+        return cls(shape, copies, _nothing(batch.observation.values.dtype), memory, index, own)
+
+    def counted(self) -> Tensor:
+        """All copies of the result, (copies, *shape)."""
+        return torch.from_numpy(self.each if self.each.size else self.sums).view(self.copies, *self.shape)
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """The result, in this dtype."""
-        return (self.copies[0] if len(self.copies) == 1 else self.copies.sum(0)).view(self.shape).to(dtype)
+        if self.own:
+            return torch.from_numpy(self.each).view(self.shape)
+        return (self.counted()[0] if self.copies == 1 else self.counted().sum(0)).to(dtype)
+
+
+@lru_cache(maxsize=16)
+def _places(
+    transition: torch.Size, batch_shape: torch.Size, num_steps: int, each: bool, reduce: bool, shares: int
+) -> tuple[tuple[int, ...], bool, np.ndarray]:
+    """`Room.shape`, whether no two sequences share a part of it, and `Room.index`."""
+    shape, number = tuple(transition), groups(transition[:-3], batch_shape)
+    if not reduce:
+        shape = (*batch_shape, *((max(num_steps - 1, 0),) if each else ()), *shape[-2:])
+        number = np.arange(len(number))
+    alone = not reduce or math.prod(shape[:-3]) == len(number)
+    part = (num_steps - 1 if each else 1) * math.prod(shape[-2:])
+    index = number * part + np.arange(shares)[:, None] * (0 if alone else math.prod(shape))
+    return shape, alone, index
+
+
+@cache
+def _nothing(dtype: np.dtype) -> np.ndarray:
+    return np.empty(0, dtype)
+
+
+@lru_cache(maxsize=16)
+def _ones(count: int, dtype: np.dtype) -> np.ndarray:
+    return np.ones(count, dtype)
 
 
 def explain(chain: Chain) -> tuple[str, str]:
@@ -112,7 +137,7 @@ def filter(chain: Chain) -> tuple[Tensor, Tensor]:
 def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """State marginals (*batch, T, K) and transition marginals; arguments as in the reference."""
     batch = messages.batch
-    ones = _per_sequence(chain, torch.ones((), dtype=chain.observation.dtype))
+    ones = _ones(len(batch.lengths), batch.observation.values.dtype)
     weights = ones if weight is None else _per_sequence(chain, weight)
     states = torch.empty(len(batch.order), chain.num_steps, chain.num_states, dtype=chain.observation.dtype)
     scaled, reduce, parts = messages.scaled, weight is not None, []
@@ -168,16 +193,20 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
     """Log Z, messages and, where filtered, log-probabilities and evidence, all of them (B, ...)."""
     batch = Batch.of(chain)
     B, T, K = len(batch.order), chain.num_steps, chain.num_states
-    like = chain.observation
-    bound = smallest_log_ratio(like.dtype, K)
-    values = like.new_empty((B, T, K) if keep else 0)
-    log_probs = like.new_empty((B, T, K) if filtered else 0)
-    log_evidence = like.new_empty((B, T) if filtered else 0)
-    outputs = (log_probs.view(-1).numpy(), log_evidence.view(-1).numpy())
-    log_z = np.empty(B)
-    matrices, packed, scaled = Matrices.of(chain), Packed(NOTHING, NOTHING), np.ones(B, np.bool_)
-    tops = like.new_empty(B * T if keep and len(matrices.values) == 0 else 0).numpy()
-    if chain.transition.shape[-3] > 1:
+    real, per_step = chain.observation.dtype, chain.transition.shape[-3] > 1
+
+    def room(*shape: int, wanted: bool) -> tuple[Tensor, np.ndarray]:
+        result = torch.empty(shape if wanted else (0,), dtype=real)
+        return result, result.view(-1).numpy()
+
+    (values, messages), (log_probs, posterior), (log_evidence, evidence) = (
+        room(B, T, K, wanted=keep),
+        room(B, T, K, wanted=filtered),
+        room(B, T, wanted=filtered),
+    )
+    bound, log_z, matrices = smallest_log_ratio(real, K), np.empty(B), Matrices.of(chain)
+    if per_step:
+        packed, scaled, tops = Packed(messages, batch.order), np.ones(B, np.bool_), room(B, T, wanted=keep)[1]
         batch.run(
             cpu_scaled.forward_steps,
             *batch.initial[:2],
@@ -186,32 +215,33 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
             *batch.observation,
             scaled,
             tops,
-            values.view(-1).numpy(),
+            messages,
             log_z,
-            *outputs,
+            posterior,
+            evidence,
         )
     else:
         packed, tops, passed = matrices.scaled(bound)
         scaled = passed[matrices.number]
-        if scaled.any():
-            batch.where(scaled).run(
-                cpu_scaled.forward,
-                *batch.initial[:2],
-                *packed,
-                tops,
-                matrices.number,
-                *batch.observation,
-                values.view(-1).numpy(),
-                log_z,
-                *outputs,
-            )
+        batch.where(scaled).run(
+            cpu_scaled.forward,
+            *batch.initial[:2],
+            *packed,
+            tops,
+            matrices.number,
+            *batch.observation,
+            messages,
+            log_z,
+            posterior,
+            evidence,
+        )
     if not scaled.all():
         # The kernel's log-probabilities are its messages.
-        messages = (values.view(-1).numpy(), like.new_empty(B * T).numpy()) if keep else outputs
+        outputs = (messages, room(B, T, wanted=True)[1]) if keep else (posterior, evidence)
         batch.where(~scaled).run(
-            cpu_log.forward, *batch.initial[:2], *batch.transition, *batch.observation, log_z, *messages
+            cpu_log.forward, *batch.initial[:2], *batch.transition, *batch.observation, log_z, *outputs
         )
-    result = torch.from_numpy(log_z).to(like.dtype).view(chain.batch_shape)
+    result = torch.from_numpy(log_z).to(real).view(chain.batch_shape)
     return result, Messages(batch, scaled, log_z, values, matrices, packed, tops), log_probs, log_evidence
 
 
@@ -238,8 +268,8 @@ def _smooth_shared(
         weights,
         states.view(-1).numpy(),
         onward.view(-1).numpy(),
-        room.sums if room else NOTHING,
-        room.index if room else NO_INDEX,
+        room.sums if room else _nothing(np.dtype(float)),
+        room.index if room else _places(chain.transition.shape, chain.batch_shape, T, False, False, 1)[2],
     )
     if T < 2:
         return Room.of(chain, batch, each, reduce).total(states.dtype)
@@ -249,7 +279,7 @@ def _smooth_shared(
         return (values[:, :-1, :, None] * onward[:, :-1, None, :]).view(*chain.batch_shape, T - 1, K, K).mul_(odds)
     shape = chain.transition.shape if reduce else (*chain.batch_shape, 1, K, K)
     if room:
-        counts = room.copies.view(-1, *shape)
+        counts = room.counted().view(-1, *shape)
     elif reduce and math.prod(shape[:-3]) == 1:
         # The last step of a sequence has no v, so that nothing is counted across a boundary.
         counts = _sum_of_products(values.view(1, -1, K), onward.view(1, -1, K)).view(1, *shape)
@@ -339,4 +369,4 @@ def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
 
 def _per_sequence(chain: Chain, value: Tensor) -> np.ndarray:
     """A value for each sequence, (B,)."""
-    return value.detach().to(chain.observation.dtype).expand(chain.batch_shape).contiguous().view(-1).numpy()
+    return value.detach().expand(chain.batch_shape).contiguous().view(-1).numpy()
