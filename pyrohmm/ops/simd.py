@@ -479,13 +479,14 @@ def _tile(start: float, combine):
 
 def _multiply(tile):
     @njit(forceinline=True)
-    def multiply(out, left, padded, matrix, index, depth, rows, like):
+    def multiply(out, left, padded, matrix, index, depth, rows, panels, like):
         panel = panel_width(padded, like)
         row = 0
         while row < rows:
             begin = row * padded
             step = 8 if rows - row >= 8 else 4 if rows - row >= 4 else 2 if rows - row >= 2 else 1
-            for c in range(0, padded, panel):
+            for number in panels:
+                c = number * panel
                 right = index + c * depth
                 if panel == width_of(like):
                     if step == 8:
@@ -516,10 +517,23 @@ def panel_width(padded, like):
 
 
 # out[r, c] = sum_d left[r, d] * matrix[d, c], and the maximum over d of left[r, d] + matrix[d, c], for `rows` rows of
-# `padded` numbers. The matrix begins at index and is packed: panels of `panel_width` columns one after the other, each
-# with its `depth` rows one after the other, so that it is read as one stream.
-multiply = _multiply(_tile(0.0, _fma))
-max_plus = _multiply(_tile(-np.inf, lambda builder, a, b, best: _maximum(builder, builder.fadd(a, b), best)))
+# `padded` numbers and the columns of some panels, a range. The matrix begins at index and is packed: panels of
+# `panel_width` columns one after the other, each with its `depth` rows one after the other, so that it is read as one
+# stream.
+multiply_panels = _multiply(_tile(0.0, _fma))
+max_plus_panels = _multiply(_tile(-np.inf, lambda builder, a, b, best: _maximum(builder, builder.fadd(a, b), best)))
+
+
+@njit(forceinline=True)
+def multiply(out, left, padded, matrix, index, depth, rows, like):
+    """`multiply_panels` of all panels."""
+    multiply_panels(out, left, padded, matrix, index, depth, rows, range(padded // panel_width(padded, like)), like)
+
+
+@njit(forceinline=True)
+def max_plus(out, left, padded, matrix, index, depth, rows, like):
+    """`max_plus_panels` of all panels."""
+    max_plus_panels(out, left, padded, matrix, index, depth, rows, range(padded // panel_width(padded, like)), like)
 
 
 @njit(forceinline=True)

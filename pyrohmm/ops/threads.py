@@ -30,7 +30,8 @@ SMALLEST_SHARE = 100_000
 
 # The part of GNU OpenMP's interface that compilers use; LLVM's library has it too.
 OPENMP = all(
-    hasattr(ctypes.CDLL(None), name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    hasattr(ctypes.CDLL(None), name)
+    for name in ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
 )
 
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
@@ -180,6 +181,33 @@ def in_parallel(typingctx, function, shares, arguments):
         return context.get_dummy_value()
 
     return types.void(function, shares, arguments), codegen
+
+
+@intrinsic
+def team_size(typingctx):
+    """Inside a share: how many threads work side by side, which may be fewer than there are shares."""
+
+    def codegen(context, builder, sig, args):
+        if not OPENMP:
+            return context.get_constant(types.intp, 1)
+        number = ir.FunctionType(ir.IntType(32), [])
+        size = builder.call(cgutils.get_or_insert_function(builder.module, number, "omp_get_num_threads"), [])
+        return builder.sext(size, context.get_value_type(types.intp))
+
+    return types.intp(), codegen
+
+
+@intrinsic
+def meet(typingctx):
+    """Inside a share: wait for all threads of the team."""
+
+    def codegen(context, builder, sig, args):
+        if OPENMP:
+            barrier = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, barrier, "GOMP_barrier"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,18 +4,23 @@ The recursions themselves are `cpu_scaled.py`, for chains that pass the certific
 """
 
 import math
+from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyrohmm.ops import threads
 from pyrohmm.ops.certificate import log_ratio, smallest_log_ratio
 from pyrohmm.ops.chain import Chain, Tangent, clear_padding
-from pyrohmm.ops.forward_backward import cpu_log, cpu_scaled
+from pyrohmm.ops.forward_backward import cpu_log, cpu_scaled, cpu_wide
 from pyrohmm.ops.layout import Batch, flat, groups
 from pyrohmm.ops.matrices import Matrices, Packed
+
+# From so many states on, the matrix is in the way: it does not fit a core's own cache.
+WIDE = 1024
 
 
 class Messages(NamedTuple):
@@ -223,18 +228,11 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
     else:
         packed, tops, passed = matrices.scaled(bound)
         scaled = passed[matrices.number]
-        batch.where(scaled).run(
-            cpu_scaled.forward,
-            *batch.initial[:2],
-            *packed,
-            tops,
-            matrices.number,
-            *batch.observation,
-            messages,
-            log_z,
-            posterior,
-            evidence,
-        )
+        arguments = (*batch.initial[:2], *packed, tops, matrices.number, *batch.observation, messages, log_z)
+        if K >= WIDE and not filtered:
+            _run_wide(cpu_wide.forward, batch.where(scaled), *arguments)
+        else:
+            batch.where(scaled).run(cpu_scaled.forward, *arguments, posterior, evidence)
     if not scaled.all():
         # The kernel's log-probabilities are its messages.
         outputs = (messages, room(B, T, wanted=True)[1]) if keep else (posterior, evidence)
@@ -259,8 +257,7 @@ def _smooth_shared(
         values = values.where(torch.from_numpy(messages.scaled)[:, None, None], 0.0)
         onward.zero_()
     matrices = messages.matrices
-    batch.run(
-        cpu_scaled.backward,
+    arguments = (
         *matrices.transposed(messages.packed),
         *batch.observation,
         messages.values.view(-1).numpy(),
@@ -268,9 +265,12 @@ def _smooth_shared(
         weights,
         states.view(-1).numpy(),
         onward.view(-1).numpy(),
-        room.sums if room else _nothing(np.dtype(float)),
-        room.index if room else _places(chain.transition.shape, chain.batch_shape, T, False, False, 1)[2],
     )
+    if K >= WIDE:
+        _run_wide(cpu_wide.backward, batch, *arguments)
+    else:
+        index = room.index if room else _places(chain.transition.shape, chain.batch_shape, T, False, False, 1)[2]
+        batch.run(cpu_scaled.backward, *arguments, room.sums if room else _nothing(np.dtype(float)), index)
     if T < 2:
         return Room.of(chain, batch, each, reduce).total(states.dtype)
     if each:
@@ -344,6 +344,14 @@ def _backward_log(
         room.own,
     )
     return room.total(states.dtype)
+
+
+def _run_wide(kernel: Callable[..., Any], batch: Batch, *arguments: Any) -> None:
+    """Call a kernel whose shares are columns, of all sequences."""
+    K = batch.num_states
+    bounds = threads.split_evenly(K // 32, 32.0 * K * int(batch.lengths[batch.order].sum()))
+    common = (batch.lanes, batch.order, batch.lengths, batch.num_steps, K)
+    threads.run(kernel, bounds, *common, *arguments, together=True)
 
 
 def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:

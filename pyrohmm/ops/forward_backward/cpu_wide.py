@@ -1,0 +1,265 @@
+"""Compiled recursions in scaled space for many states: threads divide the columns of the matrix, not the sequences.
+
+A matrix of a thousand states and more does not stay in a core's own cache, and reading it is most of the work. So each
+thread reads only its own columns, for all sequences, and they meet at every step to exchange messages. The results are
+those of `cpu_scaled`.
+"""
+
+import numpy as np
+from numba import njit
+
+from pyrohmm.ops.forward_backward.cpu_scaled import ROWS
+from pyrohmm.ops.simd import (
+    exp,
+    fma,
+    largest,
+    load,
+    maximum,
+    multiply_panels,
+    padded_width,
+    panel_width,
+    put,
+    splat,
+    store,
+    take,
+    total,
+    width_of,
+    zeros,
+)
+from pyrohmm.ops.threads import in_parallel, kernel, meet, team_size
+
+
+@njit(forceinline=True)
+def group(order, n, packed_index):
+    """How many sequences from the n-th on share its matrix and walk through time side by side."""
+    rows = 1
+    while rows < ROWS and n + rows < len(order) and packed_index[order[n + rows]] == packed_index[order[n]]:
+        rows += 1
+    return rows
+
+
+@njit(forceinline=True)
+def highest(values, index, K, zero):
+    """The largest of K numbers; zero if that is -inf."""
+    nothing = splat(values.dtype.type(-np.inf), zero)
+    best = nothing
+    for j in range(0, K, width_of(zero)):
+        best = maximum(best, take(values, index + j, K - j, nothing))
+    top = largest(best)
+    return top if top > values.dtype.type(-np.inf) else values.dtype.type(0)
+
+
+@njit(forceinline=True)
+def own_panels(share, team, panels, t):
+    """The panels of a thread, forth at one step and back at the next: the last ones read are still in its cache."""
+    begin, end = panels * share // team, panels * (share + 1) // team
+    return range(begin, end) if t % 2 == 0 else range(end - 1, begin - 1, -1)
+
+
+@njit
+def _forward(
+    share,
+    first,
+    last,
+    shares,
+    lanes,
+    order,
+    lengths,
+    num_steps,
+    K,
+    initial,
+    initial_index,
+    packed,
+    packed_index,
+    tops,
+    number,
+    observation,
+    observation_index,
+    observation_step,
+    messages,
+    log_z,
+    even,
+    odd,
+    masses,
+):
+    real = observation.dtype.type
+    zero = zeros(lanes, observation)
+    nothing = splat(real(-np.inf), zero)
+    width = width_of(zero)
+    padded = padded_width(lanes, K, zero)
+    panel = panel_width(padded, zero)
+    panels = padded // panel
+    team = min(team_size(), shares)
+    if share >= team:
+        return
+    start = np.zeros(padded, observation.dtype)
+    predicted = np.zeros(ROWS * padded, observation.dtype)
+    inverse = np.ones(ROWS, observation.dtype)
+    product = np.ones(ROWS, np.float64)
+    evidence = np.zeros(ROWS, np.float64)
+    n = 0
+    while n < len(order):
+        rows = group(order, n, packed_index)
+        inverse[:] = real(1)
+        product[:] = 1.0
+        evidence[:] = 0.0
+        predicted[:] = real(1)
+        active = rows
+        for t in range(lengths[order[n]]):
+            while lengths[order[n + active - 1]] <= t:
+                active -= 1
+            message, past = (even, odd) if t % 2 == 0 else (odd, even)
+            own = own_panels(share, team, panels, t)
+            if t > 0:
+                multiply_panels(predicted, past, padded, packed, packed_index[order[n]], K, active, own, zero)
+            for r in range(active):
+                b = order[n + r]
+                values, index = observation, observation_index[b] + t * observation_step
+                if t == 0:
+                    for j in range(K):
+                        start[j] = initial[initial_index[b] + j] + observation[index + j]
+                    values, index = start, 0
+                top = highest(values, index, K, zero)
+                scale = splat(inverse[r], zero)
+                for number_of_panel in own:
+                    mass = zero
+                    for j in range(number_of_panel * panel, (number_of_panel + 1) * panel, width):
+                        likelihood = exp(take(values, index + j, K - j, nothing) - splat(top, zero))
+                        joint = load(predicted, r * padded + j, zero) * scale * likelihood
+                        store(message, r * padded + j, joint)
+                        if messages.size > 0:
+                            put(messages, (b * num_steps + t) * K + j, K - j, joint)
+                        mass = mass + joint
+                    masses[(t % 2 * ROWS + r) * panels + number_of_panel] = total(mass)
+                evidence[r] += top
+            meet()
+            for r in range(active):
+                mass = masses[(t % 2 * ROWS + r) * panels : (t % 2 * ROWS + r + 1) * panels].sum()
+                inverse[r] = real(1) / mass if mass > real(0) else real(0)
+                product[r] *= mass
+                if not product[r] > 1e-200:
+                    evidence[r] += np.log(product[r])
+                    product[r] = 1.0
+        if share == 0:
+            for r in range(rows):
+                b = order[n + r]
+                log_z[b] = evidence[r] + np.log(product[r]) + max(lengths[b] - 1, 0) * np.float64(tops[number[b]])
+                if messages.size > 0:
+                    messages[(b * num_steps + lengths[b]) * K : (b + 1) * num_steps * K] = real(0)
+        meet()
+        n += rows
+
+
+@kernel
+def forward(shares, lanes, order, lengths, num_steps, K, *arguments):
+    """Log Z of each sequence, and messages where there is room for them; see `cpu_scaled.forward`."""
+    observation = arguments[6]
+    padded = padded_width(lanes, K, zeros(lanes, observation))
+    even = np.zeros(ROWS * padded, observation.dtype)
+    odd, masses = np.zeros_like(even), np.zeros_like(even)
+    common = (len(shares), lanes, order, lengths, num_steps, K)
+    in_parallel(_forward, shares, common + arguments + (even, odd, masses))
+
+
+@njit
+def _backward(
+    share,
+    first,
+    last,
+    shares,
+    lanes,
+    order,
+    lengths,
+    num_steps,
+    K,
+    packed,
+    packed_index,
+    observation,
+    observation_index,
+    observation_step,
+    messages,
+    log_z,
+    weight,
+    marginals,
+    onward,
+    even,
+    odd,
+    masses,
+):
+    real = observation.dtype.type
+    zero = zeros(lanes, observation)
+    nothing = splat(real(-np.inf), zero)
+    width = width_of(zero)
+    padded = padded_width(lanes, K, zero)
+    panel = panel_width(padded, zero)
+    panels = padded // panel
+    team = min(team_size(), shares)
+    if share >= team:
+        return
+    beta = np.zeros(ROWS * padded, observation.dtype)
+    inverse = np.ones(ROWS, observation.dtype)
+    before = np.ones(ROWS, observation.dtype)
+    n = 0
+    while n < len(order):
+        rows = group(order, n, packed_index)
+        if share == 0:
+            for r in range(rows):
+                beyond, end = order[n + r] * num_steps + lengths[order[n + r]], (order[n + r] + 1) * num_steps
+                marginals[beyond * K : end * K] = real(0)
+                onward[max(order[n + r] * num_steps, beyond - 1) * K : end * K] = real(0)
+        active = 0
+        for t in range(lengths[order[n]] - 1, -2, -1):
+            message, past = (even, odd) if t % 2 == 0 else (odd, even)
+            own = own_panels(share, team, panels, t)
+            # The mass of the step after is known now, and with it that step's results.
+            for r in range(active):
+                b = order[n + r]
+                here = (b * num_steps + t + 1) * K
+                marginal = splat(inverse[r] * weight[b], zero)
+                pair = splat(before[r] * inverse[r] * weight[b], zero)
+                for number_of_panel in own:
+                    for j in range(number_of_panel * panel, (number_of_panel + 1) * panel, width):
+                        back = load(beta, r * padded + j, zero)
+                        put(marginals, here + j, K - j, take(messages, here + j, K - j, zero) * back * marginal)
+                        if t + 2 < lengths[b]:
+                            put(onward, here + j, K - j, load(message, r * padded + j, zero) * pair)
+            if t < 0:
+                break
+            multiply_panels(beta, past, padded, packed, packed_index[order[n]], K, active, own, zero)
+            while active < rows and lengths[order[n + active]] > t:
+                beta[active * padded : (active + 1) * padded] = real(1)
+                inverse[active] = real(1)
+                active += 1
+            for r in range(active):
+                b = order[n + r]
+                index = observation_index[b] + t * observation_step
+                here = (b * num_steps + t) * K
+                top = highest(observation, index, K, zero)
+                scale = splat(inverse[r], zero)
+                for number_of_panel in own:
+                    mass = zero
+                    for j in range(number_of_panel * panel, (number_of_panel + 1) * panel, width):
+                        back = load(beta, r * padded + j, zero) * scale
+                        store(beta, r * padded + j, back)
+                        mass = fma(take(messages, here + j, K - j, zero), back, mass)
+                        likelihood = exp(take(observation, index + j, K - j, nothing) - splat(top, zero))
+                        store(message, r * padded + j, likelihood * back)
+                    masses[(t % 2 * ROWS + r) * panels + number_of_panel] = total(mass)
+            meet()
+            for r in range(active):
+                mass = masses[(t % 2 * ROWS + r) * panels : (t % 2 * ROWS + r + 1) * panels].sum()
+                before[r] = inverse[r]
+                inverse[r] = real(1) / mass if log_z[order[n + r]] > -np.inf else real(0)
+        meet()
+        n += rows
+
+
+@kernel
+def backward(shares, lanes, order, lengths, num_steps, K, *arguments):
+    """State marginals, and v as in `cpu_scaled.backward`, with `packed` the transposed matrix."""
+    observation = arguments[2]
+    padded = padded_width(lanes, K, zeros(lanes, observation))
+    even = np.zeros(ROWS * padded, observation.dtype)
+    odd, masses = np.zeros_like(even), np.zeros_like(even)
+    common = (len(shares), lanes, order, lengths, num_steps, K)
+    in_parallel(_backward, shares, common + arguments + (even, odd, masses))
