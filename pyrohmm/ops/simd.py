@@ -433,6 +433,19 @@ def log(typingctx, x):
     return x(x), codegen
 
 
+# Bytes. A stream is asked for so far ahead, since the processor's own foresight ends at every page of memory.
+AHEAD = 2048
+
+
+def _prefetch(builder, pointer):
+    """Ask for the cache line at an address, which need not exist."""
+    i32 = ir.IntType(32)
+    pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    function_type = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+    prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+    builder.call(prefetch, [pointer, i32(0), i32(3), i32(1)])
+
+
 def _tile(start: float, combine):
     """An intrinsic that multiplies `rows` rows by a panel of `vectors` registers, the sums in registers."""
 
@@ -455,6 +468,9 @@ def _tile(start: float, combine):
                     builder.store(_constant(like.type, start), variable)
             with cgutils.for_range(builder, depth) as loop:
                 begin = builder.add(right_index, builder.mul(loop.index, intp(panel)))
+                for line in range(0, panel, 64 // _element_bytes(like.type)):
+                    far = builder.add(begin, intp(line + AHEAD // _element_bytes(like.type)))
+                    _prefetch(builder, _pointer(context, builder, sig.args[5], right, far))
                 across = [
                     _load(builder, at(sig.args[5], right, begin, vector)) for vector in range(vectors.literal_value)
                 ]
