@@ -8,7 +8,8 @@ In an exponential family the values and the parameters meet in a matrix product 
 which is faster by an order of magnitude, with its gradient too.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from math import prod
 from typing import Any, NamedTuple
@@ -56,19 +57,17 @@ def log_prob(fn: torch.distributions.Distribution, value: Tensor, read: Tensor |
     if family is None or value.shape[max(value.dim() - event_dim, 0) :] != fn.event_shape or not value.numel():
         return _plain(fn, value, read)
     batch_dim = len(base.batch_shape) - event_dim
-    parameter = family.parameter(base, batch_dim)
+    parameter = family.parameter(base, batch_dim).as_subclass(Tensor)
     shared = _shared(parameter.shape[:batch_dim], value.shape[: value.dim() - event_dim])
     if not shared or not family.regular(parameter):
         return _plain(fn, value, read)
-    features = family.features(value)
     # Zero is in the support of every family here. It is put in only where something else is not, which is rare.
-    if (read is not None or base._validate_args) and not family.supports(base, *features):
+    if (read is not None or base._validate_args) and not family.supports(base, value):
         if read is not None:
             value = torch.where(read[(..., *(None,) * event_dim)], value, 0)
-            features = family.features(value)
         if base._validate_args:
             base._validate_sample(value)
-    result = _by_matrices(family.log_prob, features, parameter, event_dim, batch_dim)
+    result = _by_matrices(family.log_prob, value, parameter, event_dim, batch_dim)
     return result.expand(torch.broadcast_shapes(fn.batch_shape, result.shape, () if read is None else read.shape))
 
 
@@ -83,10 +82,9 @@ def _shared(parameter: torch.Size, value: torch.Size) -> bool:
 
 
 def _by_matrices(
-    log_prob: Callable[..., Tensor], features: tuple[Tensor, ...], parameter: Tensor, event_dim: int, batch_dim: int
+    log_prob: Callable[..., Tensor], value: Tensor, parameter: Tensor, event_dim: int, batch_dim: int
 ) -> Tensor:
-    """Apply `log_prob` of a family to features of values and parameters of any broadcasting batch shapes."""
-    value = features[0]
+    """Apply `log_prob` of a family to values and parameters of any broadcasting batch shapes."""
     events = value.shape[value.dim() - event_dim :].numel()
     of_value, of_parameter = value.shape[: value.dim() - event_dim], parameter.shape[:batch_dim]
     symbols = parameter.shape[batch_dim + event_dim :]
@@ -99,11 +97,12 @@ def _by_matrices(
         (own if of_value[dim] == 1 else theirs if of_parameter[dim] == 1 else both).append(dim)
     order = both + theirs + own
     num_both, num_own = (prod(of_parameter[dim] for dim in dims) for dims in (both, own))
-    # A batch of matrices, (both, theirs, D) and (both, own, D) or (both, own, D, V) for V symbols.
-    rows = (x.reshape(*of_value, events).permute(*order, rank).reshape(num_both, -1, events) for x in features)
+    # A batch of matrices, (both, *theirs, D) and (both, own, D) or (both, own, D, V) for V symbols.
+    sizes = [of_value[dim] for dim in theirs]
+    rows = value.reshape(*of_value, events).permute(*order, rank).reshape(num_both, *sizes, events)
     parameters = parameter.reshape(*of_parameter, events, *symbols)
     parameters = parameters.permute(*order, *range(rank, rank + 1 + len(symbols)))
-    result = log_prob(*rows, parameters.reshape(num_both, num_own, events, *symbols))
+    result = log_prob(rows, parameters.reshape(num_both, num_own, events, *symbols))
     result = result.reshape([max(of_value[dim], of_parameter[dim]) for dim in order])
     return result.permute(sorted(range(rank), key=order.__getitem__))
 
@@ -114,14 +113,12 @@ class _Family(NamedTuple):
     Attributes:
         parameter: of a distribution and its number of batch dimensions, not expanded along them.
         regular: whether no product with the parameter is 0 * inf, of which torch makes 0.
-        features: what the density takes of a value, the first being the value itself.
-        supports: whether all of a value, given by its features, is in the support of a distribution.
-        log_prob: (R, N, K), of features (R, N, D) by a parameter (R, K, D), or (R, K, D, V) for V symbols.
+        supports: whether all of a value is in the support of a distribution.
+        log_prob: (R, *N, K), of values (R, *N, D) by a parameter (R, K, D), or (R, K, D, V) for V symbols.
     """
 
     parameter: Callable[[Any, int], Tensor]
     regular: Callable[[Tensor], Any]
-    features: Callable[[Tensor], tuple[Tensor, ...]]
     supports: Callable[..., Any]
     log_prob: Callable[..., Tensor]
 
@@ -145,32 +142,99 @@ def _unexpanded(parameter: Tensor, batch_dim: int) -> Tensor:
     return parameter if sizes == list(parameter.shape) else parameter.as_strided(sizes, strides)
 
 
-def _alone(value: Tensor) -> tuple[Tensor]:
-    return (value,)
-
-
 def _supports(fn: Any, value: Tensor) -> Tensor:
     return fn.support.check(value).all()
 
 
-def _with_complement(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value, 1 - value
+class _Scratch(threading.local):
+    """Memory that is kept: for numbers needed for a moment, to ask the system for new pages takes the longest."""
+
+    size = 2**18  # numbers: as many as stay in a core's cache
+
+    def __init__(self):
+        self.buffers: dict[torch.dtype, Tensor] = {}
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """Room for a tensor of this shape and dtype, until the next call."""
+        if tensor.numel() > self.size:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        if tensor.dtype not in self.buffers:
+            with torch.inference_mode(False):
+                self.buffers[tensor.dtype] = torch.empty(self.size, dtype=tensor.dtype)
+        return self.buffers[tensor.dtype][: tensor.numel()].view(tensor.shape)
 
 
-def _are_bits(fn: Any, value: Tensor, complement: Tensor) -> Any:
+_scratch = _Scratch()
+
+
+def _blocks(values: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors in pieces of their first dimension, the first of which are about as large as the scratch memory."""
+    step = max(1, _scratch.size * len(values) // max(1, values.numel()))
+    return zip(*(tensor.split(step) for tensor in (values, *others)), strict=True)
+
+
+def _complement(value: Tensor) -> Tensor:
+    """1 - value, in scratch memory."""
+    return torch.sub(1, value, out=_scratch.like(value))
+
+
+def _are_bits(fn: Any, value: Tensor) -> bool:
     # Comparisons of floats and reductions of truths, by which torch checks it, take longer than all the density.
-    smallest, largest = (value * complement).aminmax()
-    return (smallest == 0) & (largest == 0)
+    value = value.detach().view(1) if value.dim() == 0 else value.detach()
+    if value.device.type == "cpu" and value.is_floating_point():
+        extremes = [_complement(block).mul_(block).aminmax() for (block,) in _blocks(value)]
+    else:
+        extremes = [(value * (1 - value)).aminmax()]
+    return all(bool((smallest == 0) & (largest == 0)) for smallest, largest in extremes)
 
 
-def _bernoulli(value: Tensor, complement: Tensor, logits: Tensor) -> Tensor:
+class _BernoulliOfBlocks(torch.autograd.Function):
+    """x @ heads.T + (1 - x) @ tails.T, heads and tails (K, D), on the CPU, without ever holding all of 1 - x.
+
+    x is (N, D), or (R, N, D) where it is R matrices in memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, heads: Tensor, tails: Tensor) -> Tensor:
+        ctx.save_for_backward(value, heads, tails)
+        result = value.new_empty(*value.shape[:-1], len(heads))
+        for block, out in _blocks(value, result):
+            if value.dim() == 2:
+                torch.mm(block, heads.mT, out=out).addmm_(_complement(block), tails.mT)
+            else:
+                torch.bmm(block, heads.mT.expand(len(block), -1, -1), out=out)
+                out.baddbmm_(_complement(block), tails.mT.expand(len(block), -1, -1))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        value, heads, tails = ctx.saved_tensors
+        of_value = grad @ (heads - tails) if ctx.needs_input_grad[0] else None
+        of_heads, of_both = grad.mT @ value, grad.sum(-2)
+        if value.dim() > 2:
+            of_heads, of_both = of_heads.sum(0), of_both.sum(0)
+        return of_value, of_heads, of_both.unsqueeze(-1) - of_heads
+
+
+def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
     # Not x l - softplus(l), the difference of large numbers: these are of one sign, and the sum as accurate as they.
     value, logits = _promoted(value, logits)
-    return torch.baddbmm(value @ logsigmoid(logits).mT, complement.to(value.dtype), logsigmoid(-logits).mT)
+    heads, tails = logsigmoid(logits), logsigmoid(-logits)
+    if len(value) > 1 or value.device.type != "cpu":
+        value = value.flatten(1, -2)
+        return torch.baddbmm(value @ heads.mT, 1 - value, tails.mT)
+    value = value[0]
+    if not value.is_contiguous() and value.dim() > 2:
+        value = value.flatten(1, -2)
+    # A matrix for each of many short sequences would be slow, and the gradients of all not small.
+    if value.is_contiguous() or value.shape[-2] < logits.shape[-2]:
+        value = value.flatten(0, -2)
+    return _BernoulliOfBlocks.apply(value, heads[0], tails[0])
 
 
 def _poisson(value: Tensor, rate: Tensor) -> Tensor:
-    value, rate = _promoted(value, rate)
+    value, rate = _promoted(value.flatten(1, -2), rate)
     return value @ rate.log().mT - rate.sum(-1).unsqueeze(-2) - (value + 1).lgamma().sum(-1, keepdim=True)
 
 
@@ -179,7 +243,7 @@ def _categorical(value: Tensor, logits: Tensor) -> Tensor:
     num_matrices, num_states, num_events, num_symbols = logits.shape
     table = logits.permute(0, 2, 3, 1).reshape(-1, num_states)
     first = num_symbols * torch.arange(num_matrices * num_events, device=value.device)
-    rows = value.long() + first.reshape(num_matrices, 1, num_events)
+    rows = value.flatten(1, -2).long() + first.reshape(num_matrices, 1, num_events)
     return table.index_select(0, rows.reshape(-1)).reshape(*rows.shape, num_states).sum(-2)
 
 
@@ -194,9 +258,9 @@ def _finite(parameter: Tensor) -> Tensor:
 
 # By the method that computes it: a subclass with a density of its own is another family. Pyro's methods hand over to
 # torch's but for special cases.
-_BERNOULLI = _Family(_logits, _finite, _with_complement, _are_bits, _bernoulli)
-_POISSON = _Family(_rate, lambda rate: _finite(rate.log()), _alone, _supports, _poisson)
-_CATEGORICAL = _Family(_logits, lambda logits: True, _alone, _supports, _categorical)
+_BERNOULLI = _Family(_logits, _finite, _are_bits, _bernoulli)
+_POISSON = _Family(_rate, lambda rate: _finite(rate.log()), _supports, _poisson)
+_CATEGORICAL = _Family(_logits, lambda logits: True, _supports, _categorical)
 _FAMILIES: dict[Any, _Family] = {
     torch.distributions.Bernoulli.log_prob: _BERNOULLI,
     torch.distributions.Poisson.log_prob: _POISSON,

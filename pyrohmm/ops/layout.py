@@ -71,7 +71,7 @@ def _places(
         if n > 1 and stride:
             index += np.arange(0, n * stride, stride).reshape(-1, *(1,) * (batch - dim - 1))
     step = strides[-dims] if dims > 1 and shape[-dims] > 1 else 0
-    extent = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if shape.numel() else 0
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if math.prod(shape) else 0
     return index.reshape(-1), step, extent
 
 

@@ -185,7 +185,8 @@ def _pack_scaled(shares, lanes, K, values, bound, tops, passed, packed):
         low, top = smallest[g * K], highest[g * K]
         for row in range(g * K + 1, (g + 1) * K):
             low = min(low, smallest[row])
-            top = highest[row] if not highest[row] <= top else top  # a NaN too
+            if top == top and not highest[row] <= top:  # a NaN comes to stay
+                top = highest[row]
         passed[g] = low - top >= bound
         tops[g] = top if passed[g] else np.inf
     in_parallel(_pack, shares, (lanes, K, values, tops, packed))

@@ -22,8 +22,9 @@ CALL = """
     torch.testing.assert_close(value, ops.log_partition(*chain.logits, impl="reference"))
 
     import pyrohmm
+    from pyrohmm.ops import matrices
     from pyrohmm.ops.forward_backward import cpu_scaled
-    kernels = [cpu_scaled.pack, cpu_scaled.forward]
+    kernels = [matrices._pack_scaled, cpu_scaled.forward]
     hits = sum(sum(kernel.stats.cache_hits.values()) for kernel in kernels)
     misses = sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels)
     print(pyrohmm.__file__, hits, misses)

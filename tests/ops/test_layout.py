@@ -9,9 +9,7 @@ import torch
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain, fit_chain
-from pyrohmm.ops.layout import Batch, Flat, Matrices, flat, groups
-from pyrohmm.ops.simd import padded_states
-from pyrohmm.ops.viterbi import cpu_kernels
+from pyrohmm.ops.layout import Batch, Flat, flat, groups
 from pyrohmm.testing import random_chain
 
 
@@ -124,63 +122,6 @@ def test_groups(shape, batch_shape):
 def as_chain(**kwargs) -> Chain:
     chain = random_chain(**kwargs)
     return fit_chain(*chain.logits, chain.lengths)
-
-
-def with_transition(transition: torch.Tensor, num_steps: int = 4, batch_shape: tuple[int, ...] = (2, 3)) -> Chain:
-    K = transition.shape[-1]
-    observation = torch.zeros(*batch_shape, num_steps, K, dtype=transition.dtype)
-    return fit_chain(observation.new_zeros(K), transition, observation)
-
-
-def test_each_matrix_is_there_once():
-    A = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    for transition, values, number in (
-        (A[0, 0], A[:1, 0], [0] * 6),
-        (A[0, 0].expand(2, 3, 1, 5, 5), A[:1, 0], [0] * 6),
-        (A[:, :1].unsqueeze(-3), A[:, 0], [0, 0, 0, 1, 1, 1]),
-        (A[:, :1].unsqueeze(-3).expand(2, 3, 1, 5, 5), A[:, 0], [0, 0, 0, 1, 1, 1]),
-        (A[0].unsqueeze(-3), A[0], [0, 1, 2] * 2),
-        (A.unsqueeze(-3), A.flatten(0, 1), range(6)),
-        (A.mT.unsqueeze(-3), A.mT.flatten(0, 1), range(6)),
-    ):
-        found = Matrices.of(with_transition(transition))
-        assert torch.equal(found.values, values)
-        assert found.number.tolist() == list(number)
-        assert torch.equal(
-            found.values[found.number.tolist()].view(2, 3, 1, 5, 5),
-            with_transition(transition).transition.expand(2, 3, 1, 5, 5),
-        )
-
-
-def test_no_matrix_where_transitions_change_or_nothing_follows():
-    assert len(Matrices.of(with_transition(torch.zeros(3, 5, 5))).values) == 0
-    assert len(Matrices.of(with_transition(torch.zeros(5, 5), num_steps=1)).values) == 0
-    assert len(Matrices.of(with_transition(torch.full((1, 1, 5, 5), math.nan), num_steps=0)).values) == 0
-    assert len(Matrices.of(with_transition(torch.zeros(5, 5), num_steps=2)).values) == 1
-
-
-@pytest.mark.parametrize("num_states", [1, 4, 5, 16, 17, 40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_packed_matrices(num_states, dtype):
-    A = torch.randn(3, num_states, num_states, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    found = Matrices.of(with_transition(A.unsqueeze(-3), batch_shape=(2, 3)))
-    packed = found.pack(cpu_kernels.pack)
-    padded = padded_states(num_states, found.lanes)
-    panel = padded if padded == len(found.lanes) else 2 * (len(found.lanes) - 1)
-    assert packed.index.tolist() == [n * num_states * padded for n in (0, 1, 2)] * 2
-    for number, matrix in enumerate(A.numpy()):
-        values = packed.values[packed.index[number] :][: num_states * padded]
-        rows = values.reshape(-1, num_states, panel).swapaxes(0, 1).reshape(num_states, padded)
-        np.testing.assert_array_equal(rows[:, :num_states], matrix)
-
-
-def test_columns_only_where_they_are_read_often():
-    A = torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0))
-    matrices = Matrices.of(with_transition(A.unsqueeze(-3)))
-    columns = matrices.columns(steps=5)
-    np.testing.assert_array_equal(columns.values.reshape(3, 5, 5), A.mT)
-    assert columns.index.tolist() == [0, 25, 50] * 2
-    assert matrices.columns(steps=4).values.size == 0
 
 
 def test_those_with_the_same_transitions_go_together_and_the_long_ones_first():

@@ -250,7 +250,7 @@ def _smooth_shared(
     B, T, K = messages.values.shape
     each = each and not reduce
     # Of few states, counts are added up on the way back; of many, they are a matrix product afterwards.
-    few = len(batch.lanes) % 2 == 0 and not each
+    few = len(batch.lanes) % 2 == 0 and not each and K < WIDE
     room = Room.of(chain, batch, False, reduce) if few else None
     values, onward = messages.values, messages.values.new_empty(0 if few else (B, T, K))
     if not few and len(batch.order) < B:  # log-probabilities of the others would make NaN
@@ -349,7 +349,7 @@ def _backward_log(
 def _run_wide(kernel: Callable[..., Any], batch: Batch, *arguments: Any) -> None:
     """Call a kernel whose shares are columns, of all sequences."""
     K = batch.num_states
-    bounds = threads.split_evenly(K // 32, 32.0 * K * int(batch.lengths[batch.order].sum()))
+    bounds = threads.split_evenly(K, float(K * batch.lengths[batch.order].sum()))
     common = (batch.lanes, batch.order, batch.lengths, batch.num_steps, K)
     threads.run(kernel, bounds, *common, *arguments, together=True)
 
