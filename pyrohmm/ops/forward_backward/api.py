@@ -299,9 +299,9 @@ class _LogPartition(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = (*ctx.saved_tensors, grads[0], ctx.chain, ctx.messages, ctx.kernel)
-        # Another derivative is rarely asked for.
-        return *(_Gradient.apply if torch.is_grad_enabled() else _gradient)(*arguments), None, None
+        # A derivative of the gradient is rarely asked for.
+        gradient: Any = _Gradient.apply if torch.is_grad_enabled() else _gradient
+        return *gradient(*ctx.saved_tensors, grads[0], ctx.chain, ctx.messages, ctx.kernel), None, None
 
 
 class _Filter(torch.autograd.Function):
