@@ -5,6 +5,7 @@ supplies messages (`partition`, `filter`, `smooth`, `hessian_product`) and never
 `pyrohmm/ops/README.md`.
 """
 
+import math
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -247,7 +248,7 @@ def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:
 
 def _check(chain: Chain, result: Tensor) -> None:
     """Look for the cause of a NaN in a result."""
-    if result.sum().isnan():
+    if math.isnan(result.detach().sum()):
         check_entries(chain)
 
 

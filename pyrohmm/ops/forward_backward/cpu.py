@@ -30,18 +30,16 @@ class Messages(NamedTuple):
         batch: the chain as kernels read it.
         scaled: (B,) bool, whether a sequence's values are scaled probabilities; the others' are log-probabilities.
         log_z: (B,) float64.
-        values: (B, T, K).
-        matrices: the transition matrices, if they are shared over time.
-        packed: exp(A - top) as kernels read it.
+        values: the memory of (B, T, K).
+        shared: the transition matrices A and exp(A - top) as kernels read it, if they are shared over time.
         tops: top, the largest entry of each matrix: (G,) of shared ones, else (B T,) of the one that leads to a step.
     """
 
     batch: Batch
     scaled: np.ndarray
     log_z: np.ndarray
-    values: Tensor
-    matrices: Matrices
-    packed: Packed
+    values: np.ndarray
+    shared: tuple[Matrices, Packed] | None
     tops: np.ndarray
 
 
@@ -136,7 +134,7 @@ def filter(chain: Chain) -> tuple[Tensor, Tensor]:
     """Filtered state log-probabilities (*batch, T, K) and log-evidence of each step (*batch, T)."""
     _, _, log_probs, log_evidence = _forward(chain, filtered=True)
     shape = (*chain.batch_shape, chain.num_steps)
-    return log_probs.view(*shape, chain.num_states), log_evidence.view(shape)
+    return torch.from_numpy(log_probs).view(*shape, chain.num_states), torch.from_numpy(log_evidence).view(shape)
 
 
 def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -144,17 +142,17 @@ def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | Non
     batch = messages.batch
     ones = _ones(len(batch.lengths), batch.observation.values.dtype)
     weights = ones if weight is None else _per_sequence(chain, weight)
-    states = torch.empty(len(batch.order), chain.num_steps, chain.num_states, dtype=chain.observation.dtype)
-    scaled, reduce, parts = messages.scaled, weight is not None, []
+    states = torch.empty(messages.values.size, dtype=chain.observation.dtype)
+    scaled, reduce, parts, memory = messages.scaled, weight is not None, [], states.numpy()
     if scaled.any() and chain.transition.shape[-3] > 1:
-        parts.append(_smooth_steps(chain, batch.where(scaled), messages, weights, states, each, reduce))
+        parts.append(_smooth_steps(chain, batch.where(scaled), messages, weights, memory, each, reduce))
     elif scaled.any():
-        parts.append(_smooth_shared(chain, batch.where(scaled), messages, weights, states, each, reduce))
+        parts.append(_smooth_shared(chain, batch.where(scaled), messages, weights, memory, each, reduce))
     if not scaled.all():
         some = batch.where(~scaled)
-        parts.append(_backward_log(chain, some, messages.values, messages.log_z, states, each, reduce, ones, weights))
-    transitions = parts[0] if parts else Room.of(chain, batch, each, reduce).total(states.dtype)
-    return states.view(*chain.batch_shape, *states.shape[1:]), sum(parts[1:], transitions)
+        parts.append(_backward_log(chain, some, messages.values, messages.log_z, memory, each, reduce, ones, weights))
+    transitions = parts[0] if parts else Room.of(chain, batch, each, reduce).total(chain.observation.dtype)
+    return states.view(*chain.batch_shape, chain.num_steps, chain.num_states), sum(parts[1:], transitions)
 
 
 def hessian_product(
@@ -163,7 +161,7 @@ def hessian_product(
     """Product of the Hessian of log Z with a direction, in log space; arguments as in the reference."""
     batch = messages.batch
     B, T, K = len(batch.order), chain.num_steps, chain.num_states
-    log_probs = filter(chain)[0] if messages.scaled.any() else messages.values
+    log_probs = _forward(chain, filtered=True)[2] if messages.scaled.any() else messages.values
     past = np.zeros(B * T * K, batch.observation.values.dtype)
     expectation = np.zeros(B, past.dtype)
     v_initial, v_transition, v_observation = (
@@ -172,7 +170,7 @@ def hessian_product(
     batch.run(
         cpu_log.condition,
         *batch.transition,
-        log_probs.reshape(-1).numpy(),
+        log_probs,
         *v_initial[:2],
         *v_transition,
         *v_observation,
@@ -180,10 +178,12 @@ def hessian_product(
         expectation,
         lengths=np.where(messages.log_z > -np.inf, batch.lengths, 0),
     )
-    states = torch.empty(B, T, K, dtype=chain.observation.dtype)
+    states = torch.empty(B * T * K, dtype=chain.observation.dtype)
     weights, offsets = _per_sequence(chain, weight), _per_sequence(chain, offset)
     tangent = (*v_transition, *v_observation, past, expectation)
-    transitions = _backward_log(chain, batch, log_probs, messages.log_z, states, False, True, weights, offsets, tangent)
+    transitions = _backward_log(
+        chain, batch, log_probs, messages.log_z, states.numpy(), False, True, weights, offsets, tangent
+    )
     states = states.view(*chain.batch_shape, T, K)
     first = states[..., 0, :] if T else states.sum(-2)
     return Tangent(
@@ -194,24 +194,21 @@ def hessian_product(
     )
 
 
-def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tuple[Tensor, Messages, Tensor, Tensor]:
-    """Log Z, messages and, where filtered, log-probabilities and evidence, all of them (B, ...)."""
+def _forward(
+    chain: Chain, *, keep: bool = False, filtered: bool = False
+) -> tuple[Tensor, Messages, np.ndarray, np.ndarray]:
+    """Log Z (*batch), messages and, where filtered, the memory of log-probabilities and evidence."""
     batch = Batch.of(chain)
     B, T, K = len(batch.order), chain.num_steps, chain.num_states
     real, per_step = chain.observation.dtype, chain.transition.shape[-3] > 1
 
-    def room(*shape: int, wanted: bool) -> tuple[Tensor, np.ndarray]:
-        result = torch.empty(shape if wanted else (0,), dtype=real)
-        return result, result.view(-1).numpy()
-
-    (values, messages), (log_probs, posterior), (log_evidence, evidence) = (
-        room(B, T, K, wanted=keep),
-        room(B, T, K, wanted=filtered),
-        room(B, T, wanted=filtered),
-    )
-    bound, log_z, matrices = smallest_log_ratio(real, K), np.empty(B), Matrices.of(chain)
+    nothing = _nothing(batch.observation.values.dtype)
+    messages = torch.empty(B * T * K, dtype=real).numpy() if keep else nothing
+    posterior = torch.empty(B * T * K, dtype=real).numpy() if filtered else nothing
+    evidence = np.empty(B * T, nothing.dtype) if filtered else nothing
+    bound, log_z, shared = smallest_log_ratio(real, K), np.empty(B), None
     if per_step:
-        packed, scaled, tops = Packed(messages, batch.order), np.ones(B, np.bool_), room(B, T, wanted=keep)[1]
+        scaled, tops = np.ones(B, np.bool_), np.empty(B * T, nothing.dtype) if keep else nothing
         batch.run(
             cpu_scaled.forward_steps,
             *batch.initial[:2],
@@ -226,8 +223,9 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
             evidence,
         )
     else:
+        matrices = Matrices.of(chain)
         packed, tops, passed = matrices.scaled(bound)
-        scaled = passed[matrices.number]
+        scaled, shared = passed[matrices.number], (matrices, packed)
         arguments = (*batch.initial[:2], *packed, tops, matrices.number, *batch.observation, messages, log_z)
         if K >= WIDE and not filtered:
             _run_wide(cpu_wide.forward, batch.where(scaled), *arguments)
@@ -235,35 +233,36 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
             batch.where(scaled).run(cpu_scaled.forward, *arguments, posterior, evidence)
     if not scaled.all():
         # The kernel's log-probabilities are its messages.
-        outputs = (messages, room(B, T, wanted=True)[1]) if keep else (posterior, evidence)
+        outputs = (messages, np.empty(B * T, nothing.dtype)) if keep else (posterior, evidence)
         batch.where(~scaled).run(
             cpu_log.forward, *batch.initial[:2], *batch.transition, *batch.observation, log_z, *outputs
         )
     result = torch.from_numpy(log_z).to(real).view(chain.batch_shape)
-    return result, Messages(batch, scaled, log_z, values, matrices, packed, tops), log_probs, log_evidence
+    return result, Messages(batch, scaled, log_z, messages, shared, tops), posterior, evidence
 
 
 def _smooth_shared(
-    chain: Chain, batch: Batch, messages: Messages, weights: np.ndarray, states: Tensor, each: bool, reduce: bool
+    chain: Chain, batch: Batch, messages: Messages, weights: np.ndarray, states: np.ndarray, each: bool, reduce: bool
 ) -> Tensor:
     """Fill in the state marginals of a batch of scaled messages, and return the transition marginals."""
-    B, T, K = messages.values.shape
+    assert messages.shared is not None
+    (matrices, packed), B, T, K = messages.shared, len(batch.lengths), chain.num_steps, chain.num_states
     each = each and not reduce
     # Of few states, counts are added up on the way back; of many, they are a matrix product afterwards.
     few = len(batch.lanes) % 2 == 0 and not each and K < WIDE
     room = Room.of(chain, batch, False, reduce) if few else None
-    values, onward = messages.values, messages.values.new_empty(0 if few else (B, T, K))
+    values = torch.from_numpy(messages.values).view(B, T, K)
+    onward = values.new_empty(0 if few else (B, T, K))
     if not few and len(batch.order) < B:  # log-probabilities of the others would make NaN
         values = values.where(torch.from_numpy(messages.scaled)[:, None, None], 0.0)
         onward.zero_()
-    matrices = messages.matrices
     arguments = (
-        *matrices.transposed(messages.packed),
+        *matrices.transposed(packed),
         *batch.observation,
-        messages.values.view(-1).numpy(),
+        messages.values,
         messages.log_z,
         weights,
-        states.view(-1).numpy(),
+        states,
         onward.view(-1).numpy(),
     )
     if K >= WIDE:
@@ -272,7 +271,7 @@ def _smooth_shared(
         index = room.index if room else _places(chain.transition.shape, chain.batch_shape, T, False, False, 1)[2]
         batch.run(cpu_scaled.backward, *arguments, room.sums if room else _nothing(np.dtype(float)), index)
     if T < 2:
-        return Room.of(chain, batch, each, reduce).total(states.dtype)
+        return Room.of(chain, batch, each, reduce).total(chain.observation.dtype)
     if each:
         tops = torch.from_numpy(messages.tops)[:, None, None]
         odds = (matrices.values - tops).exp_().where(tops.isfinite(), 0.0).view(matrices.shape)
@@ -290,7 +289,7 @@ def _smooth_shared(
 
 
 def _smooth_steps(
-    chain: Chain, batch: Batch, messages: Messages, weights: np.ndarray, states: Tensor, each: bool, reduce: bool
+    chain: Chain, batch: Batch, messages: Messages, weights: np.ndarray, states: np.ndarray, each: bool, reduce: bool
 ) -> Tensor:
     """As `_smooth_shared`, for transitions that change."""
     room = Room.of(chain, batch, each, reduce)
@@ -299,24 +298,24 @@ def _smooth_steps(
         *batch.transition,
         *batch.observation,
         messages.tops,
-        messages.values.view(-1).numpy(),
+        messages.values,
         messages.log_z,
         weights,
-        states.view(-1).numpy(),
+        states,
         room.each,
         room.sums,
         room.index,
         room.own,
     )
-    return room.total(states.dtype)
+    return room.total(chain.observation.dtype)
 
 
 def _backward_log(
     chain: Chain,
     batch: Batch,
-    log_probs: Tensor,
+    log_probs: np.ndarray,
     log_z: np.ndarray,
-    states: Tensor,
+    states: np.ndarray,
     each: bool,
     reduce: bool,
     weight: np.ndarray,
@@ -326,24 +325,24 @@ def _backward_log(
     """Fill in the state marginals of a batch, or their derivatives, and return those of the transitions."""
     room = Room.of(chain, batch, each, reduce)
     if tangent is None:
-        nothing, none = states.new_empty(0).numpy(), np.zeros(len(log_z), np.int64)
+        nothing, none = _nothing(states.dtype), np.zeros(len(log_z), np.int64)
         tangent = (nothing, none, 0, nothing, none, 0, nothing, np.zeros(len(log_z), nothing.dtype))
     batch.run(
         cpu_log.backward,
         *batch.transition,
         *batch.observation,
-        log_probs.reshape(-1).numpy(),
+        log_probs,
         log_z,
         weight,
         offset,
         *tangent,
-        states.view(-1).numpy(),
+        states,
         room.each,
         room.sums,
         room.index,
         room.own,
     )
-    return room.total(states.dtype)
+    return room.total(chain.observation.dtype)
 
 
 def _run_wide(kernel: Callable[..., Any], batch: Batch, *arguments: Any) -> None:
