@@ -128,16 +128,25 @@ def fit_chain(
             raise TypeError(f"{name}: expected a floating tensor, got {type(value).__name__}")
     _check_potentials(*((value.shape, value.dtype, value.device) for value in potentials))
     transition = transition_logits.unsqueeze(0) if transition_logits.dim() == 2 else transition_logits
-    num_steps = observation_logits.shape[-2]
-    if lengths is None:
-        lengths = torch.full((), num_steps, device=observation_logits.device)
-    else:
+    num_steps, device = observation_logits.shape[-2], observation_logits.device
+    if lengths is not None:
         _check_lengths(lengths, num_steps)
-        lengths = lengths.to(observation_logits.device, torch.int64)
+        lengths = lengths.to(device, torch.int64)
     batch_shape = _broadcast(
-        initial_logits.shape[:-1], transition.shape[:-3], observation_logits.shape[:-2], lengths.shape
+        initial_logits.shape[:-1],
+        transition.shape[:-3],
+        observation_logits.shape[:-2],
+        torch.Size() if lengths is None else lengths.shape,
     )
-    return Chain(initial_logits, transition, observation_logits, lengths.expand(batch_shape), batch_shape)
+    lengths = _all_steps(num_steps, batch_shape, device) if lengths is None else lengths.expand(batch_shape)
+    return Chain(initial_logits, transition, observation_logits, lengths, batch_shape)
+
+
+@lru_cache(maxsize=256)
+def _all_steps(num_steps: int, batch_shape: torch.Size, device: torch.device) -> Tensor:
+    """Lengths of sequences that end at the last step; they take the memory of one number."""
+    with torch.inference_mode(False):
+        return torch.full((), num_steps, device=device).expand(batch_shape)
 
 
 # Training asks the same question at every step.

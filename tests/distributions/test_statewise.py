@@ -248,3 +248,65 @@ def test_subclass_and_wrapper_are_asked_themselves():
     assert_close(statewise.log_prob(Shifted(probs), value), dist.Bernoulli(probs).log_prob(value) + 1)
     masked = dist.Bernoulli(probs).mask(torch.tensor([True, False, True]))
     assert_close(statewise.log_prob(masked, value), masked.log_prob(value))
+
+
+# More values than are worked on at a time.
+
+
+def of_all_states(logits, value):
+    return statewise.log_prob(dist.Bernoulli(logits=logits.unsqueeze(1)).to_event(1), value)
+
+
+@pytest.mark.parametrize("cut", ["none", "first step", "every second tone", "short"])
+def test_bernoulli_in_blocks(cut):
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randint(2, (300, 41, 50), generator=generator).double()
+    value = {
+        "none": value,
+        "first step": value[:, 1:],
+        "every second tone": value[..., ::2],
+        "short": value[:, :2],
+    }[cut]
+    flat = value.flatten(0, 1)
+    assert cut == "short" or value.numel() > statewise._scratch.size
+    logits = torch.randn(3, value.shape[-1], dtype=torch.float64, generator=generator).requires_grad_()
+    weights = torch.randn(3, len(flat), dtype=torch.float64, generator=generator)
+    for observed in (value, flat):
+        fn = dist.Bernoulli(logits=logits.reshape(3, *(1,) * (observed.dim() - 1), -1)).to_event(1)
+        found, expected = statewise.log_prob(fn, observed), fn.log_prob(observed)
+        assert_close(found, expected, rtol=1e-12, atol=0)
+        ours, theirs = (torch.autograd.grad((x.reshape(3, -1) * weights).sum(), logits)[0] for x in (found, expected))
+        assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
+
+
+def test_bernoulli_in_blocks_refuses_what_is_no_bit():
+    value = torch.zeros(6000, 50)
+    fn = dist.Bernoulli(logits=torch.zeros(3, 1, 50), validate_args=True).to_event(1)
+    for bad in (0.5, 2.0, -1.0, NAN, math.inf):
+        value[5999, 49] = bad
+        with pytest.raises(ValueError, match="support"):
+            statewise.log_prob(fn, value)
+        read = torch.arange(6000) < 5999
+        assert_close(statewise.log_prob(fn, value, read)[:, :5999], torch.full((3, 5999), 50 * math.log(0.5)))
+
+
+def test_derivatives_of_bernoulli_densities():
+    value = torch.rand(7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+    def relaxed(logits, value):
+        return statewise.log_prob(dist.Bernoulli(logits=logits.unsqueeze(1), validate_args=False).to_event(1), value)
+
+    assert torch.autograd.gradcheck(relaxed, (logits, value))
+    assert torch.autograd.gradgradcheck(relaxed, (logits, value))
+
+
+def test_scratch_memory_of_inference_mode_serves_afterwards():
+    value = torch.randint(2, (10, 6)).float()
+    logits = torch.randn(3, 6, requires_grad=True)
+    statewise._scratch.buffers.clear()
+    with torch.inference_mode():
+        inside = of_all_states(logits, value)
+    outside = of_all_states(logits, value)
+    outside.sum().backward()
+    assert_close(inside.clone(), outside.detach())
