@@ -11,7 +11,7 @@ import hashlib
 import os
 import pkgutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -107,8 +107,9 @@ def run(kernel: Callable[..., Any], bounds: list[int], *arguments: Any, together
     try:
         kernel(here, *arguments)
     finally:
-        for other in others:
-            other.result()
+        wait(others)
+    for other in others:
+        other.result()
 
 
 def _workers(number: int) -> ThreadPoolExecutor:
