@@ -12,7 +12,7 @@ import os
 import pkgutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -95,7 +95,7 @@ def run(kernel: Callable[..., Any], bounds: list[int], *arguments: Any, together
     parallel = OPENMP and os.getpid() == PROCESS
     if together and not parallel:
         bounds = [bounds[0], bounds[-1]]
-    shares = np.array([(share, *pair) for share, pair in enumerate(pairwise(bounds))])
+    shares = _table(*bounds)
     if parallel or len(shares) == 1:
         kernel(shares, *arguments)
         return
@@ -110,6 +110,12 @@ def run(kernel: Callable[..., Any], bounds: list[int], *arguments: Any, together
         wait(others)
     for other in others:
         other.result()
+
+
+@lru_cache(maxsize=64)
+def _table(*bounds: int) -> np.ndarray:
+    """(number, first, last) of each share."""
+    return np.array([(share, *pair) for share, pair in enumerate(pairwise(bounds))])
 
 
 def _workers(number: int) -> ThreadPoolExecutor:

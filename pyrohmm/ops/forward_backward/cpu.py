@@ -139,17 +139,16 @@ def filter(chain: Chain) -> tuple[Tensor, Tensor]:
 
 def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """State marginals (*batch, T, K) and transition marginals; arguments as in the reference."""
-    batch = messages.batch
+    batch, reduce, parts = messages.batch, weight is not None, []
     ones = _ones(len(batch.lengths), batch.observation.values.dtype)
     weights = ones if weight is None else _per_sequence(chain, weight)
     states = torch.empty(messages.values.size, dtype=chain.observation.dtype)
-    scaled, reduce, parts, memory = messages.scaled, weight is not None, [], states.numpy()
-    if scaled.any() and chain.transition.shape[-3] > 1:
-        parts.append(_smooth_steps(chain, batch.where(scaled), messages, weights, memory, each, reduce))
-    elif scaled.any():
-        parts.append(_smooth_shared(chain, batch.where(scaled), messages, weights, memory, each, reduce))
-    if not scaled.all():
-        some = batch.where(~scaled)
+    some, memory = batch.where(messages.scaled), states.numpy()
+    if len(some.order):
+        smooth_some = _smooth_steps if messages.shared is None else _smooth_shared
+        parts.append(smooth_some(chain, some, messages, weights, memory, each, reduce))
+    if some is not batch:
+        some = batch.where(~messages.scaled)
         parts.append(_backward_log(chain, some, messages.values, messages.log_z, memory, each, reduce, ones, weights))
     transitions = parts[0] if parts else Room.of(chain, batch, each, reduce).total(chain.observation.dtype)
     return states.view(*chain.batch_shape, chain.num_steps, chain.num_states), sum(parts[1:], transitions)
@@ -200,14 +199,12 @@ def _forward(
     """Log Z (*batch), messages and, where filtered, the memory of log-probabilities and evidence."""
     batch = Batch.of(chain)
     B, T, K = len(batch.order), chain.num_steps, chain.num_states
-    real, per_step = chain.observation.dtype, chain.transition.shape[-3] > 1
-
-    nothing = _nothing(batch.observation.values.dtype)
+    real, nothing = chain.observation.dtype, _nothing(batch.observation.values.dtype)
     messages = torch.empty(B * T * K, dtype=real).numpy() if keep else nothing
     posterior = torch.empty(B * T * K, dtype=real).numpy() if filtered else nothing
     evidence = np.empty(B * T, nothing.dtype) if filtered else nothing
     bound, log_z, shared = smallest_log_ratio(real, K), np.empty(B), None
-    if per_step:
+    if chain.transition.shape[-3] > 1:
         scaled, tops = np.ones(B, np.bool_), np.empty(B * T, nothing.dtype) if keep else nothing
         batch.run(
             cpu_scaled.forward_steps,
@@ -227,10 +224,11 @@ def _forward(
         packed, tops, passed = matrices.scaled(bound)
         scaled, shared = passed[matrices.number], (matrices, packed)
         arguments = (*batch.initial[:2], *packed, tops, matrices.number, *batch.observation, messages, log_z)
+        some = batch.where(scaled)
         if K >= WIDE and not filtered:
-            _run_wide(cpu_wide.forward, batch.where(scaled), *arguments)
+            _run_wide(cpu_wide.forward, some, *arguments)
         else:
-            batch.where(scaled).run(cpu_scaled.forward, *arguments, posterior, evidence)
+            some.run(cpu_scaled.forward, *arguments, posterior, evidence)
     if not scaled.all():
         # The kernel's log-probabilities are its messages.
         outputs = (messages, np.empty(B * T, nothing.dtype)) if keep else (posterior, evidence)
