@@ -23,6 +23,7 @@ from pyrohmm.ops.simd import (
     store,
     take,
     total,
+    where_larger,
     width_of,
     zeros,
 )
@@ -124,6 +125,12 @@ def forward(shares, *arguments):
     in_parallel(_forward, shares, arguments)
 
 
+@njit(forceinline=True)
+def times(probability, value, zero):
+    """Their product; zero where the probability is, whatever overflow has made of the value."""
+    return where_larger(probability, zero, probability * value, probability)
+
+
 @njit
 def _condition(
     share,
@@ -177,7 +184,7 @@ def _condition(
                         origin = exp(take(transition, matrix + i * K + j, K - j, nothing) + logit - top)
                         mass = mass + origin
                         before = take(v_transition, v_matrix + i * K + j, K - j, zero)
-                        value = fma(origin, before + splat(past[here - K + i], zero), value)
+                        value = value + times(origin, before + splat(past[here - K + i], zero), zero)
                     # A state that cannot be reached has no past: mass zero, and zero is as good as any value.
                     mass = maximum(mass, splat(np.finfo(transition.dtype).tiny, zero))
                     value = divide(value, mass) + take(v_observation, v_here + j, K - j, zero)
@@ -285,7 +292,7 @@ def _backward(
                         row_mass = row_mass + score
                         if tangent:
                             v = take(v_transition, v_matrix + i * K + j, K - j, zero) + load(v_ahead, j, zero)
-                            value = fma(score, v, value)
+                            value = value + times(score, v, zero)
                     mass[i] = total(row_mass)
                     beta[i] = top
                     if tangent:
@@ -311,7 +318,7 @@ def _backward(
                 if tangent:
                     value = take(past, here + j, K - j, zero) + load(future, j, zero)
                     factor = fma(splat(weight[b], zero), value - splat(expectation[b], zero), factor)
-                put(states, here + j, K - j, marginal * factor)
+                put(states, here + j, K - j, times(marginal, factor, zero))
             if onward and (each.size > 0 or sums.size > 0):
                 out = out_index[share, b] + t * K * K
                 for i in range(K):
@@ -326,10 +333,10 @@ def _backward(
                             factor = fma(splat(weight[b], zero), value, factor)
                         if each.size > 0:
                             old = zero if own else take(each, out + i * K + j, K - j, zero)
-                            put(each, out + i * K + j, K - j, fma(pair, factor, old))
+                            put(each, out + i * K + j, K - j, old + times(pair, factor, zero))
                         else:
                             old = load(counts, i * padded + j, zero)
-                            store(counts, i * padded + j, fma(pair, factor, old))
+                            store(counts, i * padded + j, old + times(pair, factor, zero))
                 if sums.size > 0 and (t % STEPS_PER_SUM == 0):
                     add_counts(sums, out_index[share, b], counts, 0, padded, K)
                     counts[:] = real(0)
