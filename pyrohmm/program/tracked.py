@@ -121,6 +121,8 @@ def _handed_on(result: Tensor, marks: tuple[Mark, ...]) -> Tensor:
     """The result of an operation, with the marks of its arguments."""
     for mark in marks:
         if mark.stale:
+            if torch._C._current_graph_task_id() >= 0:  # a backward pass, which gets back what an operation saved
+                return plain(result)
             mark.refuse()
     # A truth about all states at once, by which distributions validate their arguments, is no longer about a state.
     # After its loop, an observation is only data again.

@@ -2,9 +2,14 @@
 
 from types import SimpleNamespace
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
+import pyrohmm
+from pyrohmm import ops
 from pyrohmm.program.tracked import Mark, Tracked, keeps_state_of_run, plain, track
 
 
@@ -56,3 +61,35 @@ def test_holders_of_old_states_are_found(hold):
     assert keeps_state_of_run({"held": hold(z)}, loop, 1)
     assert not keeps_state_of_run({"held": hold(z)}, loop, 2)
     assert not keeps_state_of_run({"held": hold(torch.arange(3))}, loop, 1)
+
+
+class Square(torch.autograd.Function):
+    """A user's own function, whose backward pass gets back the tensor that it saved, after the loop."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+@pytest.mark.parametrize("square", [Square.apply, torch.square], ids=["own", "torch's"])
+def test_a_function_with_a_backward_pass_of_its_own(square):
+    location = torch.tensor([0.5, 1.0, -2.0], requires_grad=True)
+    observed = torch.linspace(-1, 1, 4)
+
+    def model():
+        z = None
+        for t in pyrohmm.markov("time", 4, dim=-1):
+            z = pyro.sample("z", dist.Categorical(logits=torch.eye(3)[0 if z is None else z]))
+            pyro.sample("x", dist.Normal(square(location[z]), 1.0), obs=observed[t])
+
+    loss = Trace_ELBO().differentiable_loss(model, lambda: None)
+    (found,) = torch.autograd.grad(loss, location)
+    initial, transition = torch.eye(3)[0].log_softmax(-1), torch.eye(3).log_softmax(-1)
+    observation = dist.Normal(location**2, 1.0).log_prob(observed.unsqueeze(-1))
+    (expected,) = torch.autograd.grad(-ops.log_partition(initial, transition, observation), location)
+    torch.testing.assert_close(found, expected)
