@@ -1,6 +1,7 @@
 """Forward filtering and backward smoothing compiled for the CPU: which recursion, on what memory, on which threads.
 
-The recursions themselves are `cpu_scaled.py`, for chains that pass the certificate, and `cpu_log.py`, for all others.
+The recursions themselves are `cpu_scaled.py`, for chains that pass the certificate, `cpu_wide.py`, for those with very
+many states, and `cpu_log.py`, for all others.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Compiled recursions in scaled space for many states: threads divide the columns of the matrix, not the sequences.
 
 A matrix of a thousand states and more does not stay in a core's own cache, and reading it is most of the work. So each
-thread reads only its own columns, for all sequences, and they meet at every step to exchange messages. The results are
-those of `cpu_scaled`.
+thread reads only its own columns, for all sequences, and they meet at every step to exchange messages. Nothing can
+fail between two meetings: all memory is there beforehand. The results are those of `cpu_scaled`.
 """
 
 import numpy as np
@@ -36,6 +36,16 @@ def group(order, n, packed_index):
     while rows < ROWS and n + rows < len(order) and packed_index[order[n + rows]] == packed_index[order[n]]:
         rows += 1
     return rows
+
+
+# Numbers of a thread's own, a multiple of a cache line apart from those of the next.
+NUMBERS = 8 * ROWS
+
+
+@njit(forceinline=True)
+def own_numbers(numbers, share, which):
+    """One of a thread's numbers for each sequence."""
+    return numbers[share * NUMBERS + which * ROWS : share * NUMBERS + (which + 1) * ROWS]
 
 
 @njit(forceinline=True)
@@ -81,6 +91,9 @@ def _forward(
     even,
     odd,
     masses,
+    predicted,
+    starts,
+    numbers,
 ):
     real = observation.dtype.type
     zero = zeros(lanes, observation)
@@ -92,18 +105,19 @@ def _forward(
     team = min(team_size(), shares)
     if share >= team:
         return
-    start = np.zeros(padded, observation.dtype)
-    predicted = np.zeros(ROWS * padded, observation.dtype)
-    inverse = np.ones(ROWS, observation.dtype)
-    product = np.ones(ROWS, np.float64)
-    evidence = np.zeros(ROWS, np.float64)
+    own_first, own_last = panels * share // team * panel, panels * (share + 1) // team * panel
+    start = starts[share * padded : (share + 1) * padded]
+    inverse = own_numbers(numbers, share, 0)
+    product = own_numbers(numbers, share, 1)
+    evidence = own_numbers(numbers, share, 2)
     n = 0
     while n < len(order):
         rows = group(order, n, packed_index)
-        inverse[:] = real(1)
+        inverse[:] = 1.0
         product[:] = 1.0
         evidence[:] = 0.0
-        predicted[:] = real(1)
+        for r in range(rows):
+            predicted[r * padded + own_first : r * padded + own_last] = real(1)
         active = rows
         for t in range(lengths[order[n]]):
             while lengths[order[n + active - 1]] <= t:
@@ -120,7 +134,7 @@ def _forward(
                         start[j] = initial[initial_index[b] + j] + observation[index + j]
                     values, index = start, 0
                 top = highest(values, index, K, zero)
-                scale = splat(inverse[r], zero)
+                scale = splat(real(inverse[r]), zero)
                 for number_of_panel in own:
                     mass = zero
                     for j in range(number_of_panel * panel, (number_of_panel + 1) * panel, width):
@@ -135,7 +149,7 @@ def _forward(
             meet()
             for r in range(active):
                 mass = masses[(t % 2 * ROWS + r) * panels : (t % 2 * ROWS + r + 1) * panels].sum()
-                inverse[r] = real(1) / mass if mass > real(0) else real(0)
+                inverse[r] = 1.0 / mass if mass > 0.0 else 0.0
                 product[r] *= mass
                 if not product[r] > 1e-200:
                     evidence[r] += np.log(product[r])
@@ -156,9 +170,10 @@ def forward(shares, lanes, order, lengths, num_steps, K, *arguments):
     observation = arguments[6]
     padded = padded_width(lanes, K, zeros(lanes, observation))
     even = np.zeros(ROWS * padded, observation.dtype)
-    odd, masses = np.zeros_like(even), np.zeros_like(even)
+    odd, masses, predicted = np.zeros_like(even), np.zeros_like(even), np.zeros_like(even)
+    starts, numbers = np.zeros(len(shares) * padded, observation.dtype), np.zeros(len(shares) * NUMBERS)
     common = (len(shares), lanes, order, lengths, num_steps, K)
-    in_parallel(_forward, shares, common + arguments + (even, odd, masses))
+    in_parallel(_forward, shares, common + arguments + (even, odd, masses, predicted, starts, numbers))
 
 
 @njit
@@ -185,6 +200,8 @@ def _backward(
     even,
     odd,
     masses,
+    beta,
+    numbers,
 ):
     real = observation.dtype.type
     zero = zeros(lanes, observation)
@@ -196,9 +213,9 @@ def _backward(
     team = min(team_size(), shares)
     if share >= team:
         return
-    beta = np.zeros(ROWS * padded, observation.dtype)
-    inverse = np.ones(ROWS, observation.dtype)
-    before = np.ones(ROWS, observation.dtype)
+    own_first, own_last = panels * share // team * panel, panels * (share + 1) // team * panel
+    inverse = own_numbers(numbers, share, 0)
+    before = own_numbers(numbers, share, 1)
     n = 0
     while n < len(order):
         rows = group(order, n, packed_index)
@@ -215,8 +232,8 @@ def _backward(
             for r in range(active):
                 b = order[n + r]
                 here = (b * num_steps + t + 1) * K
-                marginal = splat(inverse[r] * weight[b], zero)
-                pair = splat(before[r] * inverse[r] * weight[b], zero)
+                marginal = splat(real(inverse[r] * weight[b]), zero)
+                pair = splat(real(before[r] * inverse[r] * weight[b]), zero)
                 for number_of_panel in own:
                     for j in range(number_of_panel * panel, (number_of_panel + 1) * panel, width):
                         back = load(beta, r * padded + j, zero)
@@ -227,15 +244,15 @@ def _backward(
                 break
             multiply_panels(beta, past, padded, packed, packed_index[order[n]], K, active, own, zero)
             while active < rows and lengths[order[n + active]] > t:
-                beta[active * padded : (active + 1) * padded] = real(1)
-                inverse[active] = real(1)
+                beta[active * padded + own_first : active * padded + own_last] = real(1)
+                inverse[active] = 1.0
                 active += 1
             for r in range(active):
                 b = order[n + r]
                 index = observation_index[b] + t * observation_step
                 here = (b * num_steps + t) * K
                 top = highest(observation, index, K, zero)
-                scale = splat(inverse[r], zero)
+                scale = splat(real(inverse[r]), zero)
                 for number_of_panel in own:
                     mass = zero
                     for j in range(number_of_panel * panel, (number_of_panel + 1) * panel, width):
@@ -249,7 +266,7 @@ def _backward(
             for r in range(active):
                 mass = masses[(t % 2 * ROWS + r) * panels : (t % 2 * ROWS + r + 1) * panels].sum()
                 before[r] = inverse[r]
-                inverse[r] = real(1) / mass if log_z[order[n + r]] > -np.inf else real(0)
+                inverse[r] = 1.0 / mass if log_z[order[n + r]] > -np.inf else 0.0
         meet()
         n += rows
 
@@ -260,6 +277,6 @@ def backward(shares, lanes, order, lengths, num_steps, K, *arguments):
     observation = arguments[2]
     padded = padded_width(lanes, K, zeros(lanes, observation))
     even = np.zeros(ROWS * padded, observation.dtype)
-    odd, masses = np.zeros_like(even), np.zeros_like(even)
+    odd, masses, beta = np.zeros_like(even), np.zeros_like(even), np.zeros_like(even)
     common = (len(shares), lanes, order, lengths, num_steps, K)
-    in_parallel(_backward, shares, common + arguments + (even, odd, masses))
+    in_parallel(_backward, shares, common + arguments + (even, odd, masses, beta, np.zeros(len(shares) * NUMBERS)))
