@@ -43,7 +43,15 @@ class Settings(NamedTuple):
     svi_size: Size = Size()
 
 
-QUICK = Settings(shapes=[SHAPES[index] for index in (1, 4, 7)], rounds=3, warmups=1, budget=1.0, longest=0.5, repeats=1)
+QUICK = Settings(
+    shapes=[SHAPES[index] for index in (1, 4, 7)],
+    rounds=3,
+    warmups=1,
+    budget=1.0,
+    longest=0.5,
+    repeats=1,
+    svi_size=Size(batch=57),
+)
 
 
 class Report(NamedTuple):
