@@ -15,9 +15,8 @@ from pyrohmm.ops.simd import (
     Lanes,
     blocks,
     exp,
+    extremes,
     lanes_for,
-    largest,
-    maximum,
     padded_states,
     padded_width,
     panel_width,
@@ -141,19 +140,13 @@ def _survey(share, first, last, lanes, K, values, smallest, highest):
     """The smallest and the largest entry of each row; the largest is NaN if there is a NaN in a row without -inf."""
     real = values.dtype.type
     zero = zeros(lanes, values)
-    nothing = splat(real(-np.inf), zero)
-    everything = splat(real(np.inf), zero)
     for row in range(first, last):
-        high = nothing
-        low = nothing
+        high, low = extremes(values, row * K, K, zero)
         wrong = zero
-        for block in range(blocks(lanes, K, zero)):
-            j = block * width_of(zero)
-            high = maximum(high, take(values, row * K + j, K - j, nothing))
-            low = maximum(low, zero - take(values, row * K + j, K - j, everything))
+        for j in range(0, K, width_of(zero)):
             wrong = wrong + take(values, row * K + j, K - j, zero) * zero
-        smallest[row] = -largest(low)
-        highest[row] = largest(high) + (real(0) if smallest[row] == -np.inf else total(wrong))
+        smallest[row] = low
+        highest[row] = high + (real(0) if low == -np.inf else total(wrong))
 
 
 @njit

@@ -592,3 +592,43 @@ def add_counts(sums, begin, counts, row, padded, K):
     for i in range(K):
         for j in range(K):
             sums[begin + i * K + j] += counts[(row + i) * padded + j]
+
+
+# Sequences that walk through time side by side: enough to hide the latency of one behind the arithmetic of the others.
+ROWS = 8
+
+
+@njit(forceinline=True)
+def group(order, n, last, matrix_index):
+    """How many sequences from the n-th on, before the last, walk side by side: they have a matrix in common."""
+    rows = 1
+    while rows < ROWS and n + rows < last and matrix_index[order[n + rows]] == matrix_index[order[n]]:
+        rows += 1
+    return rows
+
+
+@njit(forceinline=True)
+def shift_of(lanes, values, index, K):
+    """The largest of K numbers; zero if that is -inf, to be subtracted from them."""
+    zero = zeros(lanes, values)
+    best = splat(values.dtype.type(-np.inf), zero)
+    nothing = best
+    for block in range(blocks(lanes, K, zero)):
+        best = maximum(best, take(values, index + block * width_of(zero), K - block * width_of(zero), nothing))
+    top = largest(best)
+    if top == values.dtype.type(-np.inf):
+        top = values.dtype.type(0)
+    return top
+
+
+@njit(forceinline=True)
+def extremes(values, index, count, like):
+    """The largest and the smallest of so many neighbouring numbers."""
+    nothing = splat(values.dtype.type(-np.inf), like)
+    everything = splat(values.dtype.type(np.inf), like)
+    high = nothing
+    low = nothing
+    for j in range(0, count, width_of(like)):
+        high = maximum(high, take(values, index + j, count - j, nothing))
+        low = maximum(low, like - take(values, index + j, count - j, everything))
+    return largest(high), -largest(low)

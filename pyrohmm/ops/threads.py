@@ -126,6 +126,12 @@ def _workers(number: int) -> ThreadPoolExecutor:
     return _pool[2]
 
 
+def _openmp_number(builder, name: str, intp):
+    """What a function of the OpenMP library without arguments returns."""
+    function_type = ir.FunctionType(ir.IntType(32), [])
+    return builder.sext(builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), []), intp)
+
+
 @intrinsic
 def in_parallel(typingctx, function, shares, arguments):
     """Inside a kernel: `function(number, first, last, *arguments)` for each of the shares (n, 3), side by side."""
@@ -157,11 +163,7 @@ def in_parallel(typingctx, function, shares, arguments):
         last = inner.load(cgutils.gep_inbounds(inner, own, 0, 2))
         first, step = intp(0), intp(1)
         if OPENMP:
-            number = ir.FunctionType(ir.IntType(32), [])
-            first, step = (
-                inner.sext(inner.call(cgutils.get_or_insert_function(builder.module, number, name), []), intp)
-                for name in ("omp_get_thread_num", "omp_get_num_threads")
-            )
+            first, step = (_openmp_number(inner, name, intp) for name in ("omp_get_thread_num", "omp_get_num_threads"))
         unpacked = [inner.extract_value(values, position) for position in range(len(sig.args[2]))]
         with cgutils.for_range_slice(inner, first, last, step, intp) as (share, _):
             row = [inner.load(inner.gep(table, [inner.add(inner.mul(share, intp(3)), intp(i))])) for i in range(3)]
@@ -197,9 +199,7 @@ def team_size(typingctx):
     def codegen(context, builder, sig, args):
         if not OPENMP:
             return context.get_constant(types.intp, 1)
-        number = ir.FunctionType(ir.IntType(32), [])
-        size = builder.call(cgutils.get_or_insert_function(builder.module, number, "omp_get_num_threads"), [])
-        return builder.sext(size, context.get_value_type(types.intp))
+        return _openmp_number(builder, "omp_get_num_threads", context.get_value_type(types.intp))
 
     return types.intp(), codegen
 

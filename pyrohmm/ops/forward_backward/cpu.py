@@ -23,6 +23,8 @@ from pyrohmm.ops.matrices import Matrices, Packed
 # From so many states on, the matrix is in the way: it does not fit a core's own cache.
 WIDE = 1024
 
+NO_INDEX = np.zeros((1, 1), np.int64)
+
 
 class Messages(NamedTuple):
     """What the forward pass leaves for the backward pass.
@@ -267,8 +269,8 @@ def _smooth_shared(
     if K >= WIDE:
         _run_wide(cpu_wide.backward, batch, *arguments)
     else:
-        index = room.index if room else _places(chain.transition.shape, chain.batch_shape, T, False, False, 1)[2]
-        batch.run(cpu_scaled.backward, *arguments, room.sums if room else _nothing(np.dtype(float)), index)
+        sums, index = (room.sums, room.index) if room else (_nothing(np.dtype(float)), NO_INDEX)
+        batch.run(cpu_scaled.backward, *arguments, sums, index)
     if T < 2:
         return Room.of(chain, batch, each, reduce).total(chain.observation.dtype)
     if each:

@@ -8,11 +8,14 @@ import numpy as np
 from numba import njit
 
 from pyrohmm.ops.simd import (
+    ROWS,
     STEPS_PER_SUM,
     add_counts,
     blocks,
     exp,
+    extremes,
     fma,
+    group,
     is_narrow,
     largest,
     load,
@@ -22,6 +25,7 @@ from pyrohmm.ops.simd import (
     padded_width,
     put,
     row_totals,
+    shift_of,
     splat,
     spread,
     store,
@@ -33,9 +37,6 @@ from pyrohmm.ops.simd import (
 )
 from pyrohmm.ops.threads import in_parallel, kernel
 
-# Sequences that walk through time side by side: enough to hide the latency of one behind the arithmetic of the others.
-ROWS = 8
-
 
 @njit(forceinline=True)
 def absorb(lanes, values, index, K, inverse, predicted, message, row):
@@ -44,12 +45,7 @@ def absorb(lanes, values, index, K, inverse, predicted, message, row):
     zero = zeros(lanes, values)
     width = width_of(zero)
     nothing = splat(real(-np.inf), zero)
-    best = nothing
-    for block in range(blocks(lanes, K, zero)):
-        best = maximum(best, take(values, index + block * width, K - block * width, nothing))
-    top = largest(best)
-    if top == real(-np.inf):
-        top = real(0)
+    top = shift_of(lanes, values, index, K)
     mass = zero
     for block in range(blocks(lanes, K, zero)):
         j = block * width
@@ -111,9 +107,7 @@ def _forward(
     n = first
     while n < last:
         matrix = packed_index[order[n]]
-        rows = 1
-        while rows < ROWS and n + rows < last and packed_index[order[n + rows]] == matrix:
-            rows += 1
+        rows = group(order, n, last, packed_index)
         inverse[:] = real(1)
         product[:] = 1.0
         evidence[:] = 0.0
@@ -208,9 +202,7 @@ def _backward(
     n = first
     while n < last:
         matrix = packed_index[order[n]]
-        rows = 1
-        while rows < ROWS and n + rows < last and packed_index[order[n + rows]] == matrix:
-            rows += 1
+        rows = group(order, n, last, packed_index)
         for r in range(rows):
             b = order[n + r]
             beyond, end = b * num_steps + lengths[b], (b + 1) * num_steps
@@ -274,19 +266,6 @@ def backward(shares, *arguments):
     `packed` holds the transposed matrix. The message back is kept at sum_i alpha_t(i) beta_t(i) = 1.
     """
     in_parallel(_backward, shares, arguments)
-
-
-@njit(forceinline=True)
-def extremes(values, index, count, like):
-    """The largest and the smallest of so many neighbouring numbers."""
-    nothing = splat(values.dtype.type(-np.inf), like)
-    everything = splat(values.dtype.type(np.inf), like)
-    high = nothing
-    low = nothing
-    for j in range(0, count, width_of(like)):
-        high = maximum(high, take(values, index + j, count - j, nothing))
-        low = maximum(low, like - take(values, index + j, count - j, everything))
-    return largest(high), -largest(low)
 
 
 @njit(forceinline=True)

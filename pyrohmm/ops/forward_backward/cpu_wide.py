@@ -8,17 +8,17 @@ fail between two meetings: all memory is there beforehand. The results are those
 import numpy as np
 from numba import njit
 
-from pyrohmm.ops.forward_backward.cpu_scaled import ROWS
 from pyrohmm.ops.simd import (
+    ROWS,
     exp,
     fma,
-    largest,
+    group,
     load,
-    maximum,
     multiply_panels,
     padded_width,
     panel_width,
     put,
+    shift_of,
     splat,
     store,
     take,
@@ -27,16 +27,6 @@ from pyrohmm.ops.simd import (
     zeros,
 )
 from pyrohmm.ops.threads import in_parallel, kernel, meet, team_size
-
-
-@njit(forceinline=True)
-def group(order, n, packed_index):
-    """How many sequences from the n-th on share its matrix and walk through time side by side."""
-    rows = 1
-    while rows < ROWS and n + rows < len(order) and packed_index[order[n + rows]] == packed_index[order[n]]:
-        rows += 1
-    return rows
-
 
 # Numbers of a thread's own, a multiple of a cache line apart from those of the next.
 NUMBERS = 8 * ROWS
@@ -49,20 +39,14 @@ def own_numbers(numbers, share, which):
 
 
 @njit(forceinline=True)
-def highest(values, index, K, zero):
-    """The largest of K numbers; zero if that is -inf."""
-    nothing = splat(values.dtype.type(-np.inf), zero)
-    best = nothing
-    for j in range(0, K, width_of(zero)):
-        best = maximum(best, take(values, index + j, K - j, nothing))
-    top = largest(best)
-    return top if top > values.dtype.type(-np.inf) else values.dtype.type(0)
+def own_panels(share, team, panels):
+    """The first panel of a thread, and the end."""
+    return panels * share // team, panels * (share + 1) // team
 
 
 @njit(forceinline=True)
-def own_panels(share, team, panels, t):
-    """The panels of a thread, forth at one step and back at the next: the last ones read are still in its cache."""
-    begin, end = panels * share // team, panels * (share + 1) // team
+def forth_or_back(begin, end, t):
+    """Panels, forth at one step and back at the next: the last ones read are still in the core's cache."""
     return range(begin, end) if t % 2 == 0 else range(end - 1, begin - 1, -1)
 
 
@@ -105,25 +89,25 @@ def _forward(
     team = min(team_size(), shares)
     if share >= team:
         return
-    own_first, own_last = panels * share // team * panel, panels * (share + 1) // team * panel
+    begin, end = own_panels(share, team, panels)
     start = starts[share * padded : (share + 1) * padded]
     inverse = own_numbers(numbers, share, 0)
     product = own_numbers(numbers, share, 1)
     evidence = own_numbers(numbers, share, 2)
     n = 0
     while n < len(order):
-        rows = group(order, n, packed_index)
+        rows = group(order, n, len(order), packed_index)
         inverse[:] = 1.0
         product[:] = 1.0
         evidence[:] = 0.0
         for r in range(rows):
-            predicted[r * padded + own_first : r * padded + own_last] = real(1)
+            predicted[r * padded + begin * panel : r * padded + end * panel] = real(1)
         active = rows
         for t in range(lengths[order[n]]):
             while lengths[order[n + active - 1]] <= t:
                 active -= 1
             message, past = (even, odd) if t % 2 == 0 else (odd, even)
-            own = own_panels(share, team, panels, t)
+            own = forth_or_back(begin, end, t)
             if t > 0:
                 multiply_panels(predicted, past, padded, packed, packed_index[order[n]], K, active, own, zero)
             for r in range(active):
@@ -133,7 +117,7 @@ def _forward(
                     for j in range(K):
                         start[j] = initial[initial_index[b] + j] + observation[index + j]
                     values, index = start, 0
-                top = highest(values, index, K, zero)
+                top = shift_of(lanes, values, index, K)
                 scale = splat(real(inverse[r]), zero)
                 for number_of_panel in own:
                     mass = zero
@@ -213,21 +197,22 @@ def _backward(
     team = min(team_size(), shares)
     if share >= team:
         return
-    own_first, own_last = panels * share // team * panel, panels * (share + 1) // team * panel
+    begin, end = own_panels(share, team, panels)
     inverse = own_numbers(numbers, share, 0)
     before = own_numbers(numbers, share, 1)
     n = 0
     while n < len(order):
-        rows = group(order, n, packed_index)
+        rows = group(order, n, len(order), packed_index)
         if share == 0:
             for r in range(rows):
-                beyond, end = order[n + r] * num_steps + lengths[order[n + r]], (order[n + r] + 1) * num_steps
-                marginals[beyond * K : end * K] = real(0)
-                onward[max(order[n + r] * num_steps, beyond - 1) * K : end * K] = real(0)
+                b = order[n + r]
+                beyond = b * num_steps + lengths[b]
+                marginals[beyond * K : (b + 1) * num_steps * K] = real(0)
+                onward[max(b * num_steps, beyond - 1) * K : (b + 1) * num_steps * K] = real(0)
         active = 0
         for t in range(lengths[order[n]] - 1, -2, -1):
             message, past = (even, odd) if t % 2 == 0 else (odd, even)
-            own = own_panels(share, team, panels, t)
+            own = forth_or_back(begin, end, t)
             # The mass of the step after is known now, and with it that step's results.
             for r in range(active):
                 b = order[n + r]
@@ -244,14 +229,14 @@ def _backward(
                 break
             multiply_panels(beta, past, padded, packed, packed_index[order[n]], K, active, own, zero)
             while active < rows and lengths[order[n + active]] > t:
-                beta[active * padded + own_first : active * padded + own_last] = real(1)
+                beta[active * padded + begin * panel : active * padded + end * panel] = real(1)
                 inverse[active] = 1.0
                 active += 1
             for r in range(active):
                 b = order[n + r]
                 index = observation_index[b] + t * observation_step
                 here = (b * num_steps + t) * K
-                top = highest(observation, index, K, zero)
+                top = shift_of(lanes, observation, index, K)
                 scale = splat(real(inverse[r]), zero)
                 for number_of_panel in own:
                     mass = zero

@@ -9,8 +9,10 @@ import numpy as np
 from numba import njit
 
 from pyrohmm.ops.simd import (
+    ROWS,
     blocks,
     first_equal,
+    group,
     is_narrow,
     largest,
     load,
@@ -27,9 +29,6 @@ from pyrohmm.ops.simd import (
     zeros,
 )
 from pyrohmm.ops.threads import in_parallel, kernel
-
-# Sequences that walk through time side by side.
-ROWS = 8
 
 
 @njit(forceinline=True)
@@ -101,9 +100,7 @@ def _scores(
     shift = np.zeros(ROWS, observation.dtype)
     n = first
     while n < last:
-        rows = 1
-        while shared and rows < ROWS and n + rows < last and packed_index[order[n + rows]] == packed_index[order[n]]:
-            rows += 1
+        rows = group(order, n, last, packed_index) if shared else 1
         active = rows
         for t in range(lengths[order[n]]):
             while lengths[order[n + active - 1]] <= t:
