@@ -616,9 +616,8 @@ def shift_of(lanes, values, index, K):
     for block in range(blocks(lanes, K, zero)):
         best = maximum(best, take(values, index + block * width_of(zero), K - block * width_of(zero), nothing))
     top = largest(best)
-    if top == values.dtype.type(-np.inf):
-        top = values.dtype.type(0)
-    return top
+    # Not in an `if` of its own: with one, numba counts references to the arrays at every call.
+    return values.dtype.type(0) if top == values.dtype.type(-np.inf) else top
 
 
 @njit(forceinline=True)
