@@ -236,7 +236,7 @@ def _reads(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     return initial.unsqueeze(-1), transition[..., None, None], observation.unsqueeze(-1)
 
 
-def choose(impl: str, chain: Chain) -> Literal["reference", "cpu"]:
+def choose(impl: str, chain: Chain) -> Literal["reference", "cpu", "gpu"]:
     """The implementation that `impl` means for a chain.
 
     Raises:
@@ -247,36 +247,54 @@ def choose(impl: str, chain: Chain) -> Literal["reference", "cpu"]:
     return decide(impl, chain)[0]
 
 
-def decide(impl: str, chain: Chain) -> tuple[Literal["reference", "cpu"], str]:
+def decide(impl: str, chain: Chain) -> tuple[Literal["reference", "cpu", "gpu"], str]:
     """The implementation that `impl` means for a chain, and why; errors as `choose`."""
     if impl not in ("auto", "reference", "cpu", "gpu"):
         raise ValueError(f"impl: expected 'auto', 'reference', 'cpu' or 'gpu', got {impl!r}")
     if impl == "reference":
         return "reference", "asked for"
-    if impl == "gpu":
-        raise NotImplementedError("impl: 'gpu' is not available here; use 'auto', 'cpu' or 'reference'")
-    obstacle = _obstacle_to_cpu(chain.observation)
-    if impl == "cpu" and obstacle:
-        raise NotImplementedError(f"impl: 'cpu' is not available: {obstacle}; use 'auto' or 'reference'")
+    on_gpu = chain.observation.is_cuda
+    named = impl if impl != "auto" else "gpu" if on_gpu else "cpu"
+    obstacle = _obstacle_to_gpu(chain.observation) if named == "gpu" else _obstacle_to_cpu(chain.observation)
+    if obstacle and impl != "auto":
+        raise NotImplementedError(f"impl: {impl!r} is not available: {obstacle}; use 'auto' or 'reference'")
     if obstacle:
         return "reference", obstacle
-    return "cpu", "asked for" if impl == "cpu" else "the tensors are on the CPU and numba is installed"
+    if impl != "auto":
+        return named, "asked for"
+    return named, f"the tensors are on {'a GPU and triton' if on_gpu else 'the CPU and numba'} is installed"
 
 
 def _obstacle_to_cpu(observation: Tensor) -> str:
-    """Why compiled kernels cannot take these tensors; empty if they can."""
+    """Why kernels compiled for the CPU cannot take these tensors; empty if they can."""
     if observation.device.type != "cpu":
         return f"the tensors are on {observation.device}"
+    return _obstacle_to_compiled(observation) or ("" if is_installed("numba") else "numba is not installed")
+
+
+def _obstacle_to_gpu(observation: Tensor) -> str:
+    """Why Triton kernels cannot take these tensors; empty if they can."""
+    if not is_installed("triton"):
+        return "triton is not installed"
+    # Triton's own switch: it then runs kernels on the CPU, slowly, for tests.
+    if not observation.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {observation.device}"
+    return _obstacle_to_compiled(observation)
+
+
+def _obstacle_to_compiled(observation: Tensor) -> str:
+    """What no compiled kernel can take; empty if there is nothing."""
     if observation.dtype not in (torch.float32, torch.float64):
         return f"the tensors are {observation.dtype}, not float32 or float64"
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return "torch.jit records operations of torch only"
-    return "" if _numba_is_installed() else "numba is not installed"
+    return ""
 
 
 @cache
-def _numba_is_installed() -> bool:
-    return find_spec("numba") is not None
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return find_spec(package) is not None
 
 
 def logsumexp(logits: Tensor, dim: int) -> Tensor:

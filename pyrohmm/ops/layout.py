@@ -1,6 +1,5 @@
 """A chain as compiled kernels read it: flat memory, and where each sequence begins in it."""
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain
+from pyrohmm.ops.places import dense, places
 from pyrohmm.ops.simd import Lanes, lanes_for
 
 
@@ -42,54 +42,15 @@ def flat(tensor: Tensor, batch_shape: torch.Size, dims: int) -> Flat:
         >>> flat(torch.zeros(5, 4, 3)[:, ::2], torch.Size([2, 5]), 2)[1:]
         (array([ 0, 12, 24, 36, 48,  0, 12, 24, 36, 48]), 6)
     """
-    tensor = _dense(tensor, dims)
-    index, step, extent = _places(tensor.shape, tensor.stride(), batch_shape, dims)
+    tensor = dense(tensor, dims)
+    index, step, extent = places(tensor.shape, tensor.stride(), batch_shape, dims)
     return Flat(tensor.as_strided((extent,), (1,)).numpy(), index, step)
-
-
-def _dense(tensor: Tensor, dims: int) -> Tensor:
-    """The tensor, copied if its last dimensions, but for that of time, do not lie side by side in memory."""
-    tensor = tensor.detach()
-    if tensor.is_contiguous():
-        return tensor
-    dense = 1
-    for dim in range(1, max(dims, 2)):
-        if tensor.shape[-dim] > 1 and tensor.stride(-dim) != dense:
-            return tensor.contiguous()
-        dense *= tensor.shape[-dim]
-    return tensor
-
-
-# Training asks for the same places at every step. What is remembered is never written to.
-@lru_cache(maxsize=16)
-def _places(
-    shape: torch.Size, strides: tuple[int, ...], batch_shape: torch.Size, dims: int
-) -> tuple[np.ndarray, int, int]:
-    """Where each sequence begins, the distance of one step of time to the next, and how much memory that spans."""
-    index, batch = np.zeros(batch_shape, np.int64), len(shape) - dims
-    for dim, (n, stride) in enumerate(zip(shape[:batch], strides, strict=False)):
-        if n > 1 and stride:
-            index += np.arange(0, n * stride, stride).reshape(-1, *(1,) * (batch - dim - 1))
-    step = strides[-dims] if dims > 1 and shape[-dims] > 1 else 0
-    extent = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if math.prod(shape) else 0
-    return index.reshape(-1), step, extent
 
 
 @lru_cache(maxsize=16)
 def _order(shape: torch.Size, strides: tuple[int, ...], batch_shape: torch.Size) -> np.ndarray:
     """The sequences, those that share a matrix together, where all have the same length."""
-    return _places(shape, strides, batch_shape, 3)[0].argsort(kind="stable")
-
-
-@lru_cache(maxsize=16)
-def groups(shape: torch.Size, batch_shape: torch.Size) -> np.ndarray:
-    """The number, in row-major order, of the entry of a tensor of this shape that each sequence has to do with, (B,).
-
-    Example:
-        >>> groups(torch.Size([2, 1]), torch.Size([2, 3]))
-        array([0, 0, 0, 1, 1, 1])
-    """
-    return np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), batch_shape).flatten()
+    return places(shape, strides, batch_shape, 3)[0].argsort(kind="stable")
 
 
 class Batch(NamedTuple):
@@ -119,7 +80,7 @@ class Batch(NamedTuple):
     def of(cls, chain: Chain) -> "Batch":
         """The memory of a chain."""
         lengths = chain.lengths.contiguous().view(-1).numpy()
-        matrices = _dense(chain.transition, 3)
+        matrices = dense(chain.transition, 3)
         transition = flat(matrices, chain.batch_shape, 3)
         work = _work(chain.num_states)
         if chain.lengths.dim() == 0 or not any(chain.lengths.stride()):  # one length for all

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain
-from pyrohmm.ops.layout import groups
+from pyrohmm.ops.places import groups, unexpanded
 from pyrohmm.ops.simd import (
     Lanes,
     blocks,
@@ -55,11 +55,7 @@ class Matrices(NamedTuple):
     @classmethod
     def of(cls, chain: Chain) -> "Matrices":
         """The matrices of a chain."""
-        transition = chain.transition.detach()
-        # What was expanded (stride zero) is there once.
-        for dim in range(transition.dim() - 3):
-            if transition.stride(dim) == 0:
-                transition = transition.narrow(dim, 0, 1)
+        transition = unexpanded(chain.transition.detach(), 3)
         number = groups(transition.shape[:-3], chain.batch_shape)
         if transition.shape[-3] != 1 or chain.num_steps < 2:
             transition = transition[..., :0, :, :]

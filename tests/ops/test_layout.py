@@ -9,7 +9,8 @@ import torch
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain, fit_chain
-from pyrohmm.ops.layout import Batch, Flat, flat, groups
+from pyrohmm.ops.layout import Batch, Flat, flat
+from pyrohmm.ops.places import groups
 from pyrohmm.testing import random_chain
 
 

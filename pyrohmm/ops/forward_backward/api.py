@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyrohmm.ops.chain import Chain, Impl, check_entries, choose, clear_padding, fit_chain
 
@@ -238,6 +239,8 @@ def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:
         case "cpu":
             # Reads nothing beyond the lengths, and what is NaN or +inf makes its result NaN: see `_check`.
             from pyrohmm.ops.forward_backward import cpu as kernel
+        case "gpu":
+            from pyrohmm.ops.forward_backward import gpu as kernel
         case "reference":
             from pyrohmm.ops.forward_backward import reference as kernel
 
@@ -248,6 +251,8 @@ def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:
 
 def _check(chain: Chain, result: Tensor) -> None:
     """Look for the cause of a NaN in a result."""
+    if chain.observation.is_cuda and not Distribution._validate_args:
+        return  # the question would wait for the device
     if math.isnan(result.detach().sum()):
         check_entries(chain)
 

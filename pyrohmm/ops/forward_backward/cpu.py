@@ -17,8 +17,9 @@ from pyrohmm.ops import threads
 from pyrohmm.ops.certificate import log_ratio, smallest_log_ratio
 from pyrohmm.ops.chain import Chain, Tangent, clear_padding
 from pyrohmm.ops.forward_backward import cpu_log, cpu_scaled, cpu_wide
-from pyrohmm.ops.layout import Batch, flat, groups
+from pyrohmm.ops.layout import Batch, flat
 from pyrohmm.ops.matrices import Matrices, Packed
+from pyrohmm.ops.places import groups
 
 # From so many states on, the matrix is in the way: it does not fit a core's own cache.
 WIDE = 1024

@@ -1,0 +1,216 @@
+"""Triton kernels that keep probabilities: a block of sequences with a common matrix walks through time together.
+
+The recursions and their letters are those of "Scaled space" in `pyrohmm/ops/README.md`. Messages stay in registers; a
+step is one small matrix product. A block whose matrix has not passed the certificate does nothing.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def shift_of(logits):
+    """The largest number of each row; zero if that is -inf, to be subtracted from them."""
+    top = tl.max(logits, 1)
+    return tl.where(top == -float("inf"), 0.0, top)
+
+
+@triton.jit
+def inverse_of(mass):
+    """1 / mass; zero for zero. NaN stays."""
+    return tl.where(mass == 0.0, 0.0, 1.0 / tl.where(mass == 0.0, 1.0, mass))
+
+
+@triton.jit
+def log_of(mass):
+    """log(mass), -inf for zero. NaN stays."""
+    return tl.where(mass == 0.0, -float("inf"), tl.log(tl.where(mass == 0.0, 1.0, mass)))
+
+
+@triton.jit
+def exact_log_of(mass):
+    """log(mass) in float64: what is summed over time must not be biased by an approximate logarithm."""
+    return log_of(mass.to(tl.float64))
+
+
+@triton.jit
+def forward(
+    order,
+    each,
+    lengths,
+    starts,
+    K,
+    initial,
+    initial_index,
+    chances,
+    tops,
+    passed,
+    observation,
+    observation_index,
+    observation_step,
+    messages,
+    log_z,
+    onward,
+    log_probs,
+    evidence,
+    N: tl.constexpr,
+    S: tl.constexpr,
+    KEEP: tl.constexpr,
+    ONWARD: tl.constexpr,
+    FILTER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """log Z of each sequence; where asked for, a_t, the law of the step after the last, or the results of a filter."""
+    block = tl.program_id(0)
+    group = block // each
+    if tl.load(passed + group) == 0:
+        return
+    rows = tl.load(order + block * N + tl.arange(0, N))
+    present = rows >= 0
+    length = tl.load(lengths + rows, present, other=0)
+    longest = tl.max(length, 0)
+    state = tl.arange(0, S)
+    real = state < K
+    square = state[:, None] * K + state[None, :]
+    matrix = tl.load(chances + group.to(tl.int64) * K * K + square, real[:, None] & real[None, :], other=0.0)
+    top_of_matrix = tl.load(tops + group)
+    start = tl.load(starts + rows, present, other=0)
+    observed = observation + tl.load(observation_index + rows, present, other=0)[:, None] + state[None, :]
+    written = start[:, None] * K + state[None, :]
+
+    inside = length > 0
+    both = inside[:, None] & real[None, :]
+    begin = tl.load(initial_index + rows, inside, other=0)
+    begin = tl.load(initial + begin[:, None] + state[None, :], both, other=-float("inf"))
+    logits = begin + tl.load(observed, both, other=-float("inf"))
+    shift = shift_of(logits)
+    joint = tl.exp(logits - shift[:, None])
+    mass = tl.sum(joint, 1)
+    inverse = inverse_of(mass)
+    total = tl.where(inside, exact_log_of(mass) + shift.to(tl.float64), 0.0)
+    if KEEP:
+        tl.store(messages + written, joint, both)
+    if FILTER:
+        log_mass = log_of(mass) + shift
+        normalizer = tl.where(log_mass == -float("inf"), 0.0, log_mass)
+        tl.store(log_probs + written, logits - normalizer[:, None], both)
+        tl.store(evidence + start, log_mass, inside)
+    for t in tl.range(1, longest, num_stages=STAGES):
+        inside = t < length
+        both = inside[:, None] & real[None, :]
+        logits = tl.load(observed + t * observation_step, both, other=-float("inf"))
+        shift = shift_of(logits)
+        # The division by the mass of the step before is not in the way of the product.
+        predicted = tl.dot(joint, matrix, input_precision=PRECISION) * inverse[:, None]
+        new = predicted * tl.exp(logits - shift[:, None])
+        mass = tl.sum(new, 1)
+        if KEEP:
+            tl.store(messages + written + t * K, new, both)
+        if FILTER:
+            log_mass = log_of(mass) + shift
+            normalizer = tl.where(log_mass == -float("inf"), 0.0, log_mass)
+            tl.store(log_probs + written + t * K, log_of(predicted) + logits - normalizer[:, None], both)
+            tl.store(evidence + start + t, log_mass + top_of_matrix, inside)
+        joint = tl.where(inside[:, None], new, joint)
+        inverse = tl.where(inside, inverse_of(mass), inverse)
+        total += tl.where(inside, exact_log_of(mass) + (shift + top_of_matrix).to(tl.float64), 0.0)
+    tl.store(log_z + rows, total, present)
+    if ONWARD:
+        predicted = tl.dot(joint, matrix, input_precision=PRECISION) * inverse[:, None]
+        tl.store(onward + rows[:, None] * K + state[None, :], log_of(predicted), present[:, None] & real[None, :])
+
+
+@triton.jit
+def backward(
+    order,
+    each,
+    lengths,
+    starts,
+    num_steps,
+    K,
+    chances,
+    passed,
+    observation,
+    observation_index,
+    observation_step,
+    messages,
+    log_z,
+    weight,
+    beyond,
+    marginals,
+    left,
+    right,
+    counts,
+    N: tl.constexpr,
+    S: tl.constexpr,
+    BEYOND: tl.constexpr,
+    COUNTS: tl.constexpr,
+    KEEP: tl.constexpr,
+    FLUSH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """State marginals times the weight, and what transition marginals are made of.
+
+    With COUNTS, the sum of a_t(i) v_{t+1}(j) / g_t, times the weight, over time and the sequences of the block, in
+    float64; with KEEP, its two factors at each step. `beyond` (n, K) holds e b of the step after the last, zeros if
+    there is none.
+    """
+    block = tl.program_id(0)
+    group = block // each
+    if tl.load(passed + group) == 0:
+        return
+    rows = tl.load(order + block * N + tl.arange(0, N))
+    present = rows >= 0
+    length = tl.load(lengths + rows, present, other=0)
+    alive = tl.load(log_z + rows, present, other=-float("inf")) > -float("inf")
+    length = tl.where(alive, length, 0)
+    longest = tl.max(length, 0)
+    shortest = tl.min(tl.where(present, length, num_steps), 0)
+    state = tl.arange(0, S)
+    real = state < K
+    pair = real[:, None] & real[None, :]
+    square = state[:, None] * K + state[None, :]
+    # Transposed: [to, from].
+    matrix = tl.load(chances + group.to(tl.int64) * K * K + state[None, :] * K + state[:, None], pair, other=0.0)
+    start = tl.load(starts + rows, present, other=0)
+    factor = tl.load(weight + rows, present, other=0.0)
+    observed = observation + tl.load(observation_index + rows, present, other=0)[:, None] + state[None, :]
+    written = start[:, None] * K + state[None, :]
+
+    nothing = tl.zeros((N, S), dtype=matrix.dtype)
+    for t in range(shortest, num_steps):
+        tl.store(marginals + written + t * K, nothing, (present & (t >= length))[:, None] & real[None, :])
+    following = nothing
+    goes_on = length < 0
+    if BEYOND:
+        following = tl.load(beyond + rows[:, None] * K + state[None, :], present[:, None] & real[None, :], other=0.0)
+        goes_on = tl.max(following, 1) > 0.0
+    sums = tl.zeros((S, S), dtype=matrix.dtype)
+    slot = counts + block.to(tl.int64) * K * K + square
+    for back in tl.range(0, longest, num_stages=STAGES):
+        t = longest - 1 - back
+        inside = t < length
+        both = inside[:, None] & real[None, :]
+        goes_on = goes_on | (t + 1 < length)
+        message = tl.load(messages + written + t * K, both, other=0.0)
+        logits = tl.load(observed + t * observation_step, both, other=-float("inf"))
+        seen = tl.exp(logits - shift_of(logits)[:, None])
+        beta = tl.dot(following, matrix, input_precision=PRECISION)
+        beta = tl.where(goes_on[:, None], beta, 1.0)
+        product = message * beta
+        inverse = inverse_of(tl.sum(product, 1))
+        weighed = (inverse * factor)[:, None]
+        tl.store(marginals + written + t * K, product * weighed, both)
+        if KEEP:
+            tl.store(left + written + t * K, message * weighed, both)
+            tl.store(right + written + t * K, tl.where(goes_on[:, None], following, 0.0), both)
+        if COUNTS:
+            # Rows that end at this step go on to nothing.
+            sums = tl.dot(tl.trans(message * weighed), following, sums, input_precision=PRECISION)
+            # float32 adds up a few steps only.
+            if (back % FLUSH == FLUSH - 1) | (t == 0):
+                tl.store(slot, tl.load(slot, pair, other=0.0) + sums, pair)
+                sums = tl.zeros((S, S), dtype=matrix.dtype)
+        following = tl.where(inside[:, None], seen * beta * inverse[:, None], following)

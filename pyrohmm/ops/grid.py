@@ -1,0 +1,140 @@
+"""A chain as Triton kernels read it: memory on its device, where each sequence begins in it, blocks of sequences."""
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrohmm.ops.chain import Chain
+from pyrohmm.ops.places import dense, groups, places
+
+
+class Memory(NamedTuple):
+    """A tensor and where to find the part of each sequence.
+
+    Attributes:
+        values: its first number in memory is that of the tensor.
+        index: (B,) int64, where each sequence begins.
+        step: distance from one step of time to the next, zero where one serves all.
+    """
+
+    values: Tensor
+    index: Tensor
+    step: int
+
+
+class Blocks(NamedTuple):
+    """Sequences that one program takes together: they share their transition matrix.
+
+    Attributes:
+        order: (groups * each * rows,) int64, the sequences of each block, filled up with -1.
+        groups: number of matrices.
+        each: number of blocks of each group.
+        rows: number of sequences of a block.
+    """
+
+    order: Tensor
+    groups: int
+    each: int
+    rows: int
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        return self.groups * self.each
+
+
+class Grid(NamedTuple):
+    """A chain in the memory of its device.
+
+    Attributes:
+        lengths: (B,) int64.
+        starts: (B,) int64, the number of each sequence's first step in results of shape (B, T, ...).
+        num_steps, num_states: T, K.
+        initial, transition, observation: where the potentials are.
+    """
+
+    lengths: Tensor
+    starts: Tensor
+    num_steps: int
+    num_states: int
+    initial: Memory
+    transition: Memory
+    observation: Memory
+
+    @classmethod
+    def of(cls, chain: Chain) -> "Grid":
+        """The memory of a chain; nothing is copied unless the last dimensions are scattered."""
+        batch_shape, device = chain.batch_shape, chain.observation.device
+        return cls(
+            chain.lengths.clamp(0, chain.num_steps).reshape(-1),  # no kernel reads beyond the end
+            starts(math.prod(batch_shape), chain.num_steps, device),
+            chain.num_steps,
+            chain.num_states,
+            memory(chain.initial, batch_shape, 1),
+            memory(chain.transition, batch_shape, 3),
+            memory(chain.observation, batch_shape, 2),
+        )
+
+
+def memory(tensor: Tensor, batch_shape: torch.Size, dims: int) -> Memory:
+    """Where a tensor (..., *rest) is, of which rest are the last `dims` dimensions."""
+    tensor = dense(tensor, dims)
+    return Memory(tensor, *_places(tensor.shape, tensor.stride(), batch_shape, dims, tensor.device))
+
+
+def blocks(shape: torch.Size, batch_shape: torch.Size, rows: int, device: torch.device) -> Blocks:
+    """Blocks of at most so many sequences which share their entry of a tensor with batch dimensions `shape`."""
+    return Blocks(*_blocks(shape, batch_shape, rows, device), rows)
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not smaller.
+
+    Example:
+        >>> [power_of_two(n) for n in (1, 2, 3, 64, 65)]
+        [1, 2, 4, 64, 128]
+    """
+    return 1 << (number - 1).bit_length()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run a kernel on a grid of programs, unless that is empty."""
+    if math.prod(grid):
+        kernel[grid](*arguments, **options)
+
+
+# Copies to a device wait for it. What is remembered is never written to.
+@lru_cache(maxsize=64)
+def _places(
+    shape: torch.Size, strides: tuple[int, ...], batch_shape: torch.Size, dims: int, device: torch.device
+) -> tuple[Tensor, int]:
+    index, step, _ = places(shape, strides, batch_shape, dims)
+    return torch.tensor(index, device=device), step
+
+
+@lru_cache(maxsize=64)
+def starts(sequences: int, extent: int, device: torch.device) -> Tensor:
+    """Where each of so many sequences begins in a result that has so many numbers of each, (B,) int64."""
+    return torch.arange(sequences, device=device) * extent
+
+
+@lru_cache(maxsize=64)
+def numbers(shape: torch.Size, batch_shape: torch.Size, device: torch.device) -> Tensor:
+    """The number of the entry of a tensor with batch dimensions `shape` that each sequence has to do with, (B,)."""
+    return torch.tensor(groups(shape, batch_shape), device=device)
+
+
+@lru_cache(maxsize=64)
+def _blocks(shape: torch.Size, batch_shape: torch.Size, rows: int, device: torch.device) -> tuple[Tensor, int, int]:
+    number = groups(shape, batch_shape)
+    count = math.prod(shape)
+    # Broadcasting gives each entry equally many sequences.
+    members = number.argsort(kind="stable").reshape(count, -1) if count else np.empty((0, 0), np.int64)
+    each = -(-members.shape[1] // rows)
+    order = np.full((count, each * rows), -1)
+    order[:, : members.shape[1]] = members
+    return torch.tensor(order.reshape(-1), device=device), count, each
