@@ -1,6 +1,10 @@
-"""What holds for every test and doctest: no time limit for one Hypothesis example, and no parameters left over."""
+"""What holds for every test and doctest: kernels that run anywhere, no time limit, and no parameters left over."""
 
+import os
 from collections.abc import Iterator
+
+# Triton reads this when it is imported: without a GPU its kernels run on the CPU, one program after the other.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pyro
 import pytest

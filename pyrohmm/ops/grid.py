@@ -8,8 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrohmm.ops.certificate import log_ratio, smallest_log_ratio
 from pyrohmm.ops.chain import Chain
-from pyrohmm.ops.places import dense, groups, places
+from pyrohmm.ops.places import dense, groups, places, unexpanded
+
+# Products of matrices as accurate as float32, on tensor cores; TF32 alone never.
+PRECISION = "tf32x3"
 
 
 class Memory(NamedTuple):
@@ -80,6 +84,35 @@ class Grid(NamedTuple):
         )
 
 
+class Matrices(NamedTuple):
+    """Transition matrices that do not change over time, each of them once.
+
+    Attributes:
+        shape: of their batch dimensions; broadcasts with the chain's.
+        chances: (G, K, K), exp(A - top).
+        tops: (G,), top, the largest entry of each; zero where that is not finite.
+        passed: (G,) int32, whether scaled space is exact for it.
+    """
+
+    shape: torch.Size
+    chances: Tensor
+    tops: Tensor
+    passed: Tensor
+
+    @classmethod
+    def of(cls, chain: Chain) -> "Matrices | None":
+        """The matrices of a chain, None if they change over time."""
+        if chain.transition.shape[-3] > 1:
+            return None
+        transition = unexpanded(chain.transition, 3)
+        if chain.transition.shape[-3] == 0 or chain.num_steps < 2:  # what there is may hold anything
+            transition = transition.new_zeros(*transition.shape[:-3], 1, *transition.shape[-2:])
+        values = transition.reshape(-1, *transition.shape[-2:]).contiguous()
+        passed = log_ratio(values) >= smallest_log_ratio(values.dtype, chain.num_states)
+        tops = torch.where(passed, values.flatten(1).amax(1), 0.0)
+        return cls(transition.shape[:-3], (values - tops[:, None, None]).exp(), tops, passed.int())
+
+
 def memory(tensor: Tensor, batch_shape: torch.Size, dims: int) -> Memory:
     """Where a tensor (..., *rest) is, of which rest are the last `dims` dimensions."""
     tensor = dense(tensor, dims)
@@ -89,6 +122,11 @@ def memory(tensor: Tensor, batch_shape: torch.Size, dims: int) -> Memory:
 def blocks(shape: torch.Size, batch_shape: torch.Size, rows: int, device: torch.device) -> Blocks:
     """Blocks of at most so many sequences which share their entry of a tensor with batch dimensions `shape`."""
     return Blocks(*_blocks(shape, batch_shape, rows, device), rows)
+
+
+def per_sequence(chain: Chain, value: Tensor) -> Tensor:
+    """A value for each sequence, (B,)."""
+    return value.detach().expand(chain.batch_shape).contiguous().view(-1)
 
 
 def power_of_two(number: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrohmm import ops
 from pyrohmm.testing import Chain, random_chain
 
-IMPLS = ["reference", "cpu"]
+IMPLS = ["reference", "cpu", "gpu"]
 ABSENT = [impl for impl in ("cpu", "gpu") if impl not in IMPLS]
 
 OPS = {

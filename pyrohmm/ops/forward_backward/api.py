@@ -266,9 +266,9 @@ def _smooth(chain: Chain, each: bool, kernel: ModuleType) -> tuple[Tensor, Tenso
 def _hessian_product(
     ctx: Any, inputs: tuple[Tensor, ...], direction: tuple[Tensor, ...], *, weight: Tensor, offset: Tensor
 ) -> tuple[Tensor, ...]:
-    """The implementation's product, or, where a further derivative is wanted, the reference's under plain autograd."""
+    """The implementation's product; where it has none, or a further derivative is wanted, the reference's."""
     chain, messages, kernel = ctx.chain, ctx.messages, ctx.kernel
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or not kernel.has_hessian_product(chain):
         from pyrohmm.ops.forward_backward import reference as kernel
 
         initial, transition, observation = inputs

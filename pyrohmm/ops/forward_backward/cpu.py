@@ -158,6 +158,11 @@ def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | Non
     return states.view(*chain.batch_shape, chain.num_steps, chain.num_states), sum(parts[1:], transitions)
 
 
+def has_hessian_product(chain: Chain) -> bool:
+    """Whether there is one for this chain."""
+    return True
+
+
 def hessian_product(
     chain: Chain, messages: Messages, direction: tuple[Tensor, ...], *, weight: Tensor, offset: Tensor
 ) -> Tangent:

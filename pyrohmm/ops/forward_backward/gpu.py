@@ -9,47 +9,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrohmm.ops.certificate import log_ratio, smallest_log_ratio
-from pyrohmm.ops.chain import Chain, Tangent
-from pyrohmm.ops.forward_backward import gpu_counts, gpu_log, gpu_scaled
-from pyrohmm.ops.grid import Blocks, Grid, Memory, blocks, launch, memory, numbers, power_of_two, starts
-from pyrohmm.ops.places import unexpanded
+from pyrohmm.ops.chain import Chain, Tangent, finite
+from pyrohmm.ops.forward_backward import gpu_counts, gpu_log, gpu_scaled, gpu_wide
+from pyrohmm.ops.grid import (
+    PRECISION,
+    Blocks,
+    Grid,
+    Matrices,
+    Memory,
+    blocks,
+    launch,
+    memory,
+    numbers,
+    per_sequence,
+    power_of_two,
+    starts,
+)
 
 # Up to so many states, a program holds the messages of its sequences and a matrix in registers.
 WALK = 64
 # Steps whose transition marginals are added up in the precision of the potentials before float64 takes over.
 FLUSH = 32
-# Products of matrices as accurate as float32, on tensor cores; TF32 alone never.
-PRECISION = "tf32x3"
-
-
-class Matrices(NamedTuple):
-    """Transition matrices that do not change over time, each of them once.
-
-    Attributes:
-        shape: of their batch dimensions; broadcasts with the chain's.
-        chances: (G, K, K), exp(A - top).
-        tops: (G,), top, the largest entry of each; zero where that is not finite.
-        passed: (G,) int32, whether scaled space is exact for it.
-    """
-
-    shape: torch.Size
-    chances: Tensor
-    tops: Tensor
-    passed: Tensor
-
-    @classmethod
-    def of(cls, chain: Chain) -> "Matrices | None":
-        """The matrices of a chain, None if they change over time."""
-        if chain.transition.shape[-3] > 1:
-            return None
-        transition = unexpanded(chain.transition, 3)
-        if chain.transition.shape[-3] == 0 or chain.num_steps < 2:  # what there is may hold anything
-            transition = transition.new_zeros(*transition.shape[:-3], 1, *transition.shape[-2:])
-        values = transition.reshape(-1, *transition.shape[-2:]).contiguous()
-        passed = log_ratio(values) >= smallest_log_ratio(values.dtype, chain.num_states)
-        tops = torch.where(passed, values.flatten(1).amax(1), 0.0)
-        return cls(transition.shape[:-3], (values - tops[:, None, None]).exp(), tops, passed.int())
+# Time is cut into spans for at least so many steps, and at most so many rows of the messages that walk side by side.
+LONG, FEW = 2048, 4096
 
 
 class Rows(NamedTuple):
@@ -65,16 +47,10 @@ class Rows(NamedTuple):
     batch_shape: torch.Size
     matrices: Matrices | None
 
-    def blocks(self, rows: int, *, alone: bool = False) -> Blocks:
-        """Blocks of rows with a common matrix, or of one row each (alone)."""
+    def blocks(self, count: int) -> Blocks:
+        """Blocks of so many rows with a common matrix."""
         shape = torch.Size() if self.matrices is None else self.matrices.shape
-        device = self.grid.lengths.device
-        return blocks(self.batch_shape if alone else shape, self.batch_shape, 1 if alone else rows, device)
-
-    def number(self) -> Tensor:
-        """The number of the matrix of each row, (B,)."""
-        assert self.matrices is not None
-        return numbers(self.matrices.shape, self.batch_shape, self.grid.lengths.device)
+        return blocks(shape, self.batch_shape, count, self.grid.lengths.device)
 
 
 class Messages(NamedTuple):
@@ -84,11 +60,47 @@ class Messages(NamedTuple):
         rows: the sequences.
         log_z: (B,) float64.
         values: (B, T, K), a_t up to a factor where the sequence's matrix has passed, else log alpha_t.
+        spans: where time is cut.
     """
 
     rows: Rows
     log_z: Tensor
     values: Tensor
+    spans: "Spans | None" = None
+
+
+class Spans(NamedTuple):
+    """Long sequences cut into spans of time that walk side by side: see "Spans of time" in `pyrohmm/ops/README.md`.
+
+    Attributes:
+        rows: the spans, of batch shape (*batch, C).
+        outer: messages of the chain whose states are those at the first step of each span.
+        count: C.
+    """
+
+    rows: Rows
+    outer: Messages
+    count: int
+
+
+class Walk(NamedTuple):
+    """What a pass backward reads.
+
+    Attributes:
+        rows: sequences, or spans of them.
+        log_z: (n,), of the whole sequence.
+        values: as in `Messages`.
+        factor: (n,).
+        beyond: (n, K), o + log beta of the step after the last, -inf where there is none.
+        pairs: (n,), where the transition marginals of each begin.
+    """
+
+    rows: Rows
+    log_z: Tensor
+    values: Tensor
+    factor: Tensor
+    beyond: Tensor | None
+    pairs: Tensor
 
 
 class Scratch(NamedTuple):
@@ -119,31 +131,41 @@ def explain(chain: Chain) -> tuple[str, str]:
     return "log", "a transition potential lies further below the largest of its matrix than is safe"
 
 
-def partition(chain: Chain, *, keep: bool) -> tuple[Tensor, Messages]:
+def partition(chain: Chain, *, keep: bool) -> tuple[Tensor, Messages | gpu_wide.Messages]:
     """Log Z (*batch), and the messages, without values unless they are to be kept."""
-    rows = _rows(chain)
-    out = _forward(rows, chain.observation, keep=keep)
-    log_z = out.log_z.to(chain.observation.dtype).view(chain.batch_shape)
-    return log_z, Messages(rows, out.log_z, out.messages)
+    if chain.num_states > WALK:
+        return gpu_wide.partition(chain, keep=keep)
+    messages = _partition(_rows(chain), chain.observation, keep=keep)
+    return messages.log_z.to(chain.observation.dtype).view(chain.batch_shape), messages
 
 
 def filter(chain: Chain) -> tuple[Tensor, Tensor]:
     """Filtered state log-probabilities (*batch, T, K) and log-evidence of each step (*batch, T)."""
+    if chain.num_states > WALK:
+        return gpu_wide.filter(chain)
     out = _forward(_rows(chain), chain.observation, filtered=True)
     shape = (*chain.batch_shape, chain.num_steps)
     return out.log_probs.view(*shape, chain.num_states), out.evidence.view(shape)
 
 
-def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def smooth(
+    chain: Chain, messages: Messages | gpu_wide.Messages, *, each: bool, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """State marginals (*batch, T, K) and transition marginals; arguments as in the reference."""
-    rows, (B, T, K) = messages.rows, messages.values.shape
-    factor = messages.values.new_ones(B) if weight is None else _per_sequence(chain, weight)
-    states = torch.empty_like(messages.values)
-    if rows.matrices is None:
-        transitions = _smooth_steps(chain, messages, factor, states, each=each, reduce=weight is not None)
-    else:
-        transitions = _smooth_shared(chain, messages, factor, states, each=each, reduce=weight is not None)
+    if isinstance(messages, gpu_wide.Messages):
+        return gpu_wide.smooth(chain, messages, each=each, weight=weight)
+    B, T, K = messages.values.shape
+    factor = messages.values.new_ones(B) if weight is None else per_sequence(chain, weight)
+    # Spans do not write past the lengths.
+    states = torch.empty_like(messages.values) if messages.spans is None else torch.zeros_like(messages.values)
+    smooth_some = _smooth_steps if messages.rows.matrices is None else _smooth_shared
+    transitions = smooth_some(chain, messages, factor, states, each=each, reduce=weight is not None)
     return states.view(*chain.batch_shape, T, K), transitions
+
+
+def has_hessian_product(chain: Chain) -> bool:
+    """Whether there is one for this chain."""
+    return chain.num_states <= WALK
 
 
 def hessian_product(
@@ -151,10 +173,11 @@ def hessian_product(
 ) -> Tangent:
     """Product of the Hessian of log Z with a direction, in log space; arguments as in the reference."""
     rows, (B, T, K) = messages.rows, messages.values.shape
+    log_probs = messages.values
     if rows.matrices is not None:
         log_probs = _forward(rows, messages.values, filtered=True).log_probs
-        # One matrix for all steps is a matrix of each step, with the same place in memory.
-        messages = Messages(rows._replace(matrices=None), messages.log_z, log_probs)
+    # One matrix for all steps is a matrix of each step, with the same place in memory.
+    messages = Messages(rows._replace(matrices=None), messages.log_z, log_probs)
     past, expectation = torch.empty_like(messages.values), messages.values.new_zeros(B)
     v_initial, v_transition, v_observation = (
         memory(v, chain.batch_shape, dims) for v, dims in zip(direction, (1, 3, 2), strict=True)
@@ -164,11 +187,11 @@ def hessian_product(
     transitions = _smooth_steps(
         chain,
         messages,
-        _per_sequence(chain, weight),
+        per_sequence(chain, weight),
         states,
         each=False,
         reduce=True,
-        tangent=(_per_sequence(chain, offset), *v_transition, *v_observation, past, expectation),
+        tangent=(per_sequence(chain, offset), *v_transition, *v_observation, past, expectation),
     )
     states = states.view(*chain.batch_shape, T, K)
     first = states[..., 0, :] if T else states.sum(-2)
@@ -184,15 +207,22 @@ def _rows(chain: Chain) -> Rows:
     return Rows(Grid.of(chain), chain.batch_shape, Matrices.of(chain))
 
 
-def _forward(rows: Rows, like: Tensor, *, keep: bool = False, onward: bool = False, filtered: bool = False) -> Scratch:
-    """Walk forward and return what is asked for, in the dtype of `like`."""
+def _forward(
+    rows: Rows,
+    like: Tensor,
+    *,
+    keep: bool = False,
+    onward: bool = False,
+    filtered: bool = False,
+    into: Tensor | None = None,
+) -> Scratch:
+    """Walk forward and return what is asked for, in the dtype of `like`; messages in the memory that is given."""
     grid, matrices = rows.grid, rows.matrices
     B, T, K = len(grid.lengths), grid.num_steps, grid.num_states
     log_probs = like.new_full((B, T if filtered else 0, K), -torch.inf)
     out = Scratch(
         like.new_zeros(B, dtype=torch.float64),
-        # Log-probabilities are the messages of what is not scaled.
-        log_probs if filtered and matrices is None else like.new_empty(B, T if keep or filtered else 0, K),
+        like.new_empty(B, T if keep else 0, K) if into is None else into,
         like.new_empty(B if onward else 0, K),
         log_probs,
         like.new_zeros(B, T if filtered else 0),
@@ -226,6 +256,7 @@ def _forward(rows: Rows, like: Tensor, *, keep: bool = False, onward: bool = Fal
         parts.each,
         grid.lengths,
         grid.starts,
+        T,
         K,
         *grid.initial[:2],
         *grid.transition,
@@ -241,38 +272,157 @@ def _forward(rows: Rows, like: Tensor, *, keep: bool = False, onward: bool = Fal
     return out
 
 
+def _partition(rows: Rows, like: Tensor, *, keep: bool) -> Messages:
+    """Messages of a pass forward, without values unless they are to be kept."""
+    span = _span(rows)
+    if span is None:
+        out = _forward(rows, like, keep=keep)
+        return Messages(rows, out.log_z, out.messages)
+    # The law of the first state after a span, and the evidence within, given each state at its first step.
+    grid, count = rows.grid, rows.grid.num_steps // span + 1
+    B, K = len(grid.lengths), grid.num_states
+    inside = _cut(rows, span, count)
+    start = torch.eye(K, device=like.device, dtype=like.dtype).log()
+    within = _each_start(inside, start)
+    out = _forward(within, like, onward=True)
+    evidence = out.log_z.view(B, count, K)
+    top = finite(evidence.amax(-1, keepdim=True))
+    evidence = (evidence - top).to(like.dtype)
+    law = evidence[:, :-1, :, None] + out.onward.view(B, count, K, K)[:, :-1]
+    # A chain over spans, whose last observation is what follows in the last span.
+    spans = (grid.lengths + span - 1) // span
+    step = torch.arange(count, device=like.device)
+    last = (step == (spans - 1).unsqueeze(-1)).unsqueeze(-1)
+    follows = torch.where(last, evidence, 0.0)
+    outer_grid = Grid(
+        spans,
+        starts(B, count, like.device),
+        count,
+        K,
+        grid.initial,
+        Memory(law, starts(B, (count - 1) * K * K, like.device), K * K),
+        Memory(follows, starts(B, count * K, like.device), K),
+    )
+    outer = _partition(Rows(outer_grid, torch.Size([B]), None), like, keep=keep)
+    log_z = outer.log_z + torch.where(step < spans.unsqueeze(-1), top.squeeze(-1), 0.0).sum(-1)
+    values = like.new_empty(B, grid.num_steps if keep else 0, K)
+    if keep:
+        # Each span starts from what is predicted for its first step: the last one without what follows.
+        initial = torch.where(last & (follows > -torch.inf), outer.values - follows, outer.values)
+        initial = Memory(initial, starts(B * count, K, like.device), 0)
+        inside = inside._replace(grid=inside.grid._replace(initial=initial))
+        _forward(inside, like, keep=True, into=values)
+    return Messages(rows, log_z, values, Spans(inside, outer, count))
+
+
+def _span(rows: Rows) -> int | None:
+    """Steps of a span of time, if sequences are few and long enough for that to pay."""
+    grid = rows.grid
+    # Another K + 1 walks for each sequence keep no more programs busy than there is room for.
+    if grid.num_steps < LONG or len(grid.lengths) * (grid.num_states + 2) > FEW:
+        return None
+    return 64 if grid.num_steps < 1 << 16 else 256
+
+
+def _cut(rows: Rows, span: int, count: int) -> Rows:
+    """The spans of all sequences, as sequences. The last is shorter than the others, or empty."""
+    grid = rows.grid
+    first = torch.arange(count, device=grid.lengths.device) * span
+
+    def later(memory: Memory) -> Memory:
+        return Memory(memory.values, (memory.index[:, None] + first * memory.step).view(-1), memory.step)
+
+    cut = Grid(
+        (grid.lengths[:, None] - first).clamp(0, span).view(-1),
+        (grid.starts[:, None] + first).view(-1),
+        span,
+        grid.num_states,
+        grid.initial,
+        later(grid.transition),
+        later(grid.observation),
+    )
+    matrices = rows.matrices
+    if matrices is not None:
+        matrices = matrices._replace(shape=torch.Size([*matrices.shape, 1]))
+    return Rows(cut, torch.Size([*rows.batch_shape, count]), matrices)
+
+
+def _each_start(rows: Rows, start: Tensor) -> Rows:
+    """Each row K times, the k-th with the k-th row of `start` as its initial potentials."""
+    grid, K = rows.grid, len(start)
+
+    def repeated(memory: Memory) -> Memory:
+        return Memory(memory.values, memory.index.repeat_interleave(K), memory.step)
+
+    grid = grid._replace(
+        lengths=grid.lengths.repeat_interleave(K),
+        starts=grid.starts.repeat_interleave(K),
+        initial=Memory(start, starts(K, K, start.device).repeat(len(grid.lengths)), 0),
+        transition=repeated(grid.transition),
+        observation=repeated(grid.observation),
+    )
+    matrices = rows.matrices
+    if matrices is not None:
+        matrices = matrices._replace(shape=torch.Size([*matrices.shape, 1]))
+    return Rows(grid, torch.Size([*rows.batch_shape, K]), matrices)
+
+
+def _walk_back(messages: Messages, factor: Tensor) -> Walk:
+    """What a pass backward reads."""
+    rows, spans = messages.rows, messages.spans
+    B, T, K = messages.values.shape
+    pairs = starts(B, (T - 1) * K * K, factor.device)
+    if spans is None:
+        return Walk(rows, messages.log_z, messages.values, factor, None, pairs)
+    # What follows a span, given the first state after it, is the outer chain's message backward.
+    count, outer = spans.count, _walk_back(spans.outer, factor)
+    onward = torch.full_like(spans.outer.values, -torch.inf)
+    _backward_log(outer, torch.empty_like(onward), *_log_form(outer.rows), onward=onward)
+    beyond = torch.full_like(onward, -torch.inf)
+    beyond[:, :-1] = onward[:, 1:]
+    first = torch.arange(count, device=factor.device) * (K * K * spans.rows.grid.num_steps)
+    return Walk(
+        spans.rows,
+        messages.log_z.repeat_interleave(count),
+        messages.values,
+        factor.repeat_interleave(count),
+        beyond.view(-1, K),
+        (pairs[:, None] + first).view(-1),
+    )
+
+
 def _smooth_shared(
     chain: Chain, messages: Messages, factor: Tensor, states: Tensor, *, each: bool, reduce: bool
 ) -> Tensor:
     """Fill in the state marginals, and return the transition marginals, of matrices that do not change."""
-    rows, (B, T, K) = messages.rows, messages.values.shape
-    matrices = rows.matrices
+    walk, matrices, (B, T, K) = _walk_back(messages, factor), messages.rows.matrices, states.shape
     assert matrices is not None
-    passed = (matrices.passed > 0)[:, None, None]
-    if reduce and matrices.shape == chain.transition.shape[:-3]:
+    shape, batch = chain.transition.shape[:-3], chain.batch_shape
+    if reduce and matrices.shape == shape:
         # Both kernels count for each block; one of the two has not run.
-        scaled = _backward_scaled(messages, factor, states, count=True)
-        logs = _backward_log(messages, factor, states, *_log_form(rows), count=True)
-        counts = torch.where(passed, scaled * matrices.chances, logs)
-        return counts.to(states.dtype).view(*chain.transition.shape)
-    number = rows.number()
+        scaled = _backward_scaled(walk, states, count=True)
+        logs = _backward_log(walk, states, *_log_form(walk.rows), count=True)
+        counts = torch.where((matrices.passed > 0)[:, None, None], scaled * matrices.chances, logs)
+        # Where there is no second step, there may be no matrices.
+        return counts.to(states.dtype).view(*shape, 1, K, K)[..., : chain.transition.shape[-3], :, :]
+    number = numbers(matrices.shape, batch, states.device)
+    chances, tops, passed = (x[number] for x in matrices[1:])
     left, right = torch.zeros_like(states), torch.zeros_like(states)
-    _backward_scaled(messages, factor, states, left=left, right=right)
-    passed, chances = passed[number], matrices.chances[number]
+    _backward_scaled(walk, states, left=left, right=right)
     if each and not reduce:
         pairs = states.new_zeros(B, max(T - 1, 0), K, K)
-        _backward_log(messages, factor, states, *_log_form(rows), pairs=pairs)
+        _backward_log(walk, states, *_log_form(walk.rows), pairs=pairs)
         scaled = left[:, :-1, :, None] * right[:, :-1, None, :] * chances[:, None]
-        return torch.where(passed[:, None], scaled, pairs).view(*chain.batch_shape, -1, K, K)
-    # The sums of each sequence, or of all that have a place of their own in what the matrices were expanded to.
-    alone = blocks(chain.batch_shape, chain.batch_shape, 1, states.device)
-    options = _log_form(rows)[1]
-    logs = _backward_log(messages._replace(rows=_alone(rows)), factor, states, alone, {**options, "N": 1}, count=True)
-    scaled = _sum_of_products(messages, left, right)
-    counts = torch.where(passed, scaled * chances, logs)
-    counts = counts.view(*chain.batch_shape, 1, K, K)
-    counts = counts.sum_to_size(chain.transition.shape) if reduce else counts.squeeze(-3)
-    return counts.to(states.dtype)
+        return torch.where(passed[:, None, None, None] > 0, scaled, pairs).view(*batch, -1, K, K)
+    # The sums of each sequence; then of those that share a place in what the matrices were expanded to.
+    own = Matrices(_with_spans(batch, walk.rows, batch), chances, tops, passed)
+    own_walk = walk._replace(rows=walk.rows._replace(matrices=own))
+    logs = _backward_log(own_walk, states, *_log_form(own_walk.rows), count=True)
+    alone = blocks(batch, batch, 1, states.device)
+    scaled = gpu_counts.sums_of_scaled(alone, messages.rows.grid.lengths, passed, left, right)
+    counts = torch.where(passed[:, None, None] > 0, scaled * chances, logs).to(states.dtype)
+    counts = counts.view(*batch, 1, K, K)
+    return counts.sum_to_size(chain.transition.shape) if reduce else counts.squeeze(-3)
 
 
 def _smooth_steps(
@@ -285,72 +435,62 @@ def _smooth_steps(
     reduce: bool,
     tangent: tuple | None = None,
 ) -> Tensor:
-    """Fill in the state marginals, and return the transition marginals, without a look at what matrices have in common.
+    """Fill in the state marginals, and return the transition marginals, whatever matrices have in common.
 
     With a tangent, fill in and return their derivatives.
     """
-    rows, (B, T, K) = messages.rows, messages.values.shape
+    walk, (B, T, K) = _walk_back(messages, factor), states.shape
+    parts, options = _log_form(walk.rows)
     if each or (reduce and chain.transition.shape[-3] != 1):
-        pairs = states.new_empty(B, max(T - 1, 0), K, K)
-        _backward_log(messages, factor, states, *_log_form(rows), pairs=pairs, tangent=tangent)
+        pairs = states.new_zeros(B, max(T - 1, 0), K, K)
+        _backward_log(walk, states, parts, options, pairs=pairs, tangent=tangent)
         pairs = pairs.view(*chain.batch_shape, -1, K, K)
         return pairs.sum_to_size(chain.transition.shape) if reduce else pairs
     # What the sequences of a block count is added up.
     shape = chain.transition.shape[:-3] if reduce else chain.batch_shape
-    _, options = _log_form(rows)
-    parts = blocks(shape, chain.batch_shape, options["N"], states.device)
-    counts = _backward_log(messages, factor, states, parts, options, count=True, tangent=tangent)
+    shape_of_rows = _with_spans(shape, walk.rows, chain.batch_shape)
+    parts = blocks(shape_of_rows, walk.rows.batch_shape, options["N"], states.device)
+    counts = _backward_log(walk, states, parts, options, count=True, tangent=tangent)
     return counts.to(states.dtype).view(*shape, *((1,) if reduce else ()), K, K)
 
 
+def _with_spans(shape: torch.Size, rows: Rows, batch_shape: torch.Size) -> torch.Size:
+    """A shape that broadcasts to the rows', where one that does to the sequences' is given."""
+    return torch.Size([*shape, *(1,) * (len(rows.batch_shape) - len(batch_shape))])
+
+
 def _backward_scaled(
-    messages: Messages,
-    factor: Tensor,
-    states: Tensor,
-    *,
-    count: bool = False,
-    left: Tensor | None = None,
-    right: Tensor | None = None,
-    beyond: Tensor | None = None,
+    walk: Walk, states: Tensor, *, count: bool = False, left: Tensor | None = None, right: Tensor | None = None
 ) -> Tensor:
     """Walk back where matrices have passed; the sums of products of each matrix (G, K, K), float64, where asked for."""
-    rows, matrices, nothing = messages.rows, messages.rows.matrices, states[:0]
+    grid, matrices, nothing, K = walk.rows.grid, walk.rows.matrices, states[:0], states.shape[-1]
     assert matrices is not None
-    parts, options = _scaled_form(rows)
-    K = states.shape[-1]
+    parts, options = _scaled_form(walk.rows)
     counts = states.new_zeros(parts.count if count else 0, K, K, dtype=torch.float64)
+    beyond = nothing
+    if walk.beyond is not None:
+        beyond = (walk.beyond - finite(walk.beyond.amax(-1, keepdim=True))).exp()
     launch(
         gpu_scaled.backward,
         (parts.count,),
-        parts.order,
-        parts.each,
-        rows.grid.lengths,
-        rows.grid.starts,
-        rows.grid.num_steps,
+        *(parts.order, parts.each, grid.lengths, grid.starts),
+        0 if walk.beyond is not None else grid.num_steps,
         K,
-        matrices.chances,
-        matrices.passed,
-        *rows.grid.observation,
-        messages.values,
-        messages.log_z,
-        factor,
-        nothing if beyond is None else beyond,
-        states,
+        *(matrices.chances, matrices.passed, *grid.observation, walk.values, walk.log_z, walk.factor, beyond, states),
         nothing if left is None else left,
         nothing if right is None else right,
         counts,
-        BEYOND=beyond is not None,
+        BEYOND=walk.beyond is not None,
         COUNTS=count,
         KEEP=left is not None,
         FLUSH=FLUSH,
         **options,
     )
-    return counts.view(parts.groups, -1, K, K).sum(1) if count else counts
+    return counts.view(parts.groups, -1, K, K).sum(1)
 
 
 def _backward_log(
-    messages: Messages,
-    factor: Tensor,
+    walk: Walk,
     states: Tensor,
     parts: Blocks,
     options: dict,
@@ -358,40 +498,28 @@ def _backward_log(
     count: bool = False,
     pairs: Tensor | None = None,
     onward: Tensor | None = None,
-    beyond: Tensor | None = None,
     tangent: tuple | None = None,
 ) -> Tensor:
     """Walk back where matrices have not passed; the transition marginals of each group (G, K, K), where asked for."""
-    rows, nothing = messages.rows, states[:0]
-    (B, T, K), shared = messages.values.shape, rows.matrices is not None
+    grid, nothing, K = walk.rows.grid, states[:0], states.shape[-1]
     counts = states.new_zeros(parts.count if count else 0, K, K, dtype=torch.float64)
-    index = starts(B, (T - 1) * K * K, states.device)
-    none = Memory(nothing, index, 0)
+    none = Memory(nothing, grid.lengths, 0)
+    offset, *direction = tangent or (nothing, *none, *none, nothing, nothing)
     launch(
         gpu_log.backward,
         (parts.count,),
-        parts.order,
-        parts.each,
-        rows.grid.lengths,
-        rows.grid.starts,
-        rows.grid.num_steps,
+        *(parts.order, parts.each, grid.lengths, grid.starts),
+        0 if walk.beyond is not None else grid.num_steps,
         K,
-        *rows.grid.transition,
-        _passed(rows),
-        *rows.grid.observation,
-        messages.values,
-        messages.log_z,
-        factor,
-        *((nothing, *none, *none, nothing, nothing) if tangent is None else tangent)[:1],
-        nothing if beyond is None else beyond,
-        *((nothing, *none, *none, nothing, nothing) if tangent is None else tangent)[1:],
-        states,
+        *(*grid.transition, _passed(walk.rows), *grid.observation, walk.values, walk.log_z, walk.factor, offset),
+        nothing if walk.beyond is None else walk.beyond,
+        *(*direction, states),
         nothing if onward is None else onward,
         nothing if pairs is None else pairs,
-        index,
+        walk.pairs,
         counts,
-        SHARED=shared,
-        BEYOND=beyond is not None,
+        SHARED=walk.rows.matrices is not None,
+        BEYOND=walk.beyond is not None,
         TANGENT=tangent is not None,
         ONWARD=onward is not None,
         PAIRS=pairs is not None,
@@ -399,7 +527,7 @@ def _backward_log(
         FLUSH=FLUSH,
         **options,
     )
-    return counts.view(parts.groups, -1, K, K).sum(1) if count else counts
+    return counts.view(parts.groups, -1, K, K).sum(1)
 
 
 def _condition(
@@ -427,25 +555,6 @@ def _condition(
     )
 
 
-def _sum_of_products(messages: Messages, left: Tensor, right: Tensor) -> Tensor:
-    """sum_t left_t(i) right_t(j) of each sequence, (B, K, K), float64."""
-    B, T, K = left.shape
-    tile = min(max(16, power_of_two(K)), 64)
-    tiles = -(-K // tile)
-    splits = max(1, min(-(-T // 64), 1024 // max(1, B * tiles * tiles)))
-    sums = left.new_empty(B, splits, K, K, dtype=torch.float64)
-    launch(
-        gpu_counts.products,
-        (B * splits, tiles, tiles),
-        *(splits, -(-T // splits), T, K, left, right, sums),
-        STEPS=32,
-        TILE=tile,
-        PRECISION=PRECISION,
-        num_warps=4,
-    )
-    return sums.sum(1)
-
-
 def _scaled_form(rows: Rows) -> tuple[Blocks, dict]:
     """Blocks, and the options of kernels that keep probabilities."""
     side = max(16, power_of_two(rows.grid.num_states))
@@ -463,16 +572,3 @@ def _log_form(rows: Rows) -> tuple[Blocks, dict]:
 
 def _passed(rows: Rows) -> Tensor:
     return rows.grid.lengths if rows.matrices is None else rows.matrices.passed
-
-
-def _alone(rows: Rows) -> Rows:
-    """The same rows, each with a matrix of its own."""
-    assert rows.matrices is not None
-    number = rows.number()
-    chances, tops, passed = (x[number] for x in rows.matrices[1:])
-    return rows._replace(matrices=Matrices(rows.batch_shape, chances, tops, passed))
-
-
-def _per_sequence(chain: Chain, value: Tensor) -> Tensor:
-    """A value for each sequence, (B,)."""
-    return value.detach().expand(chain.batch_shape).contiguous().view(-1)

@@ -51,6 +51,7 @@ def forward(
     each,
     lengths,
     starts,
+    num_steps,
     K,
     initial,
     initial_index,
@@ -118,7 +119,8 @@ def forward(
         total += tl.where(inside, log_mass, 0.0)
     tl.store(log_z + rows, total, present)
     if ONWARD:
-        some = present & (length > 0)
+        # A row that ends before goes on to nothing.
+        some = present & (length == num_steps)
         matrix = tl.load(
             matrices + (length - 1)[:, None, None] * transition_step, some[:, None, None] & square, other=-float("inf")
         )

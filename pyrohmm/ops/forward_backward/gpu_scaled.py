@@ -118,7 +118,8 @@ def forward(
     tl.store(log_z + rows, total, present)
     if ONWARD:
         predicted = tl.dot(joint, matrix, input_precision=PRECISION) * inverse[:, None]
-        tl.store(onward + rows[:, None] * K + state[None, :], log_of(predicted), present[:, None] & real[None, :])
+        following = log_of(predicted) + top_of_matrix
+        tl.store(onward + rows[:, None] * K + state[None, :], following, present[:, None] & real[None, :])
 
 
 @triton.jit
@@ -208,7 +209,7 @@ def backward(
             tl.store(right + written + t * K, tl.where(goes_on[:, None], following, 0.0), both)
         if COUNTS:
             # Rows that end at this step go on to nothing.
-            sums = tl.dot(tl.trans(message * weighed), following, sums, input_precision=PRECISION)
+            sums += tl.dot(tl.trans(message * weighed), following, input_precision=PRECISION)
             # float32 adds up a few steps only.
             if (back % FLUSH == FLUSH - 1) | (t == 0):
                 tl.store(slot, tl.load(slot, pair, other=0.0) + sums, pair)

@@ -98,6 +98,11 @@ def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | Non
     return torch.stack(state_marginals[::-1], -2), total
 
 
+def has_hessian_product(chain: Chain) -> bool:
+    """Whether there is one for this chain."""
+    return True
+
+
 def hessian_product(
     chain: Chain, messages: Messages, direction: tuple[Tensor, ...], *, weight: Tensor, offset: Tensor
 ) -> Tangent:

@@ -1,0 +1,505 @@
+"""Triton kernels for many states: one launch a step, one program a tile of states of a block of sequences.
+
+A message does not fit into the registers of one program, so that programs meet at every step: what they need of each
+other is in memory when the next launch begins. Each program adds up (or takes the maximum of) its own tile, and those
+of the next step combine the tiles' `parts`.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyrohmm.ops.chain import Chain, valid_steps
+from pyrohmm.ops.chain import finite as finite_or_zero
+from pyrohmm.ops.forward_backward import gpu_counts
+from pyrohmm.ops.forward_backward.gpu_log import finite, log_of
+from pyrohmm.ops.grid import (
+    PRECISION,
+    Blocks,
+    Grid,
+    Matrices,
+    blocks,
+    launch,
+    numbers,
+    per_sequence,
+    power_of_two,
+)
+
+# States of one program. With K = 4096, so many programs share the reading of the matrix that the device is busy.
+TILE = 32
+
+
+class Messages(NamedTuple):
+    """What the forward pass leaves for the backward pass.
+
+    Attributes:
+        grid: the chain in memory.
+        matrices: those that do not change.
+        passed: (B,) bool, which sequences are scaled.
+        shifts: (B, T), the largest observation potential of each step, zero where that is not finite.
+        log_z: (B,) float64.
+        values: (B, T, K), a_t or log alpha_t, up to a factor or a number each step.
+    """
+
+    grid: Grid
+    matrices: Matrices | None
+    passed: Tensor
+    shifts: Tensor
+    log_z: Tensor
+    values: Tensor
+
+
+def partition(chain: Chain, *, keep: bool) -> tuple[Tensor, Messages]:
+    """Log Z (*batch), and the messages, without values unless they are to be kept."""
+    messages, _, _ = _forward(chain, keep=keep)
+    return messages.log_z.to(chain.observation.dtype).view(chain.batch_shape), messages
+
+
+def filter(chain: Chain) -> tuple[Tensor, Tensor]:
+    """Filtered state log-probabilities (*batch, T, K) and log-evidence of each step (*batch, T)."""
+    _, log_probs, evidence = _forward(chain, filtered=True)
+    shape = (*chain.batch_shape, chain.num_steps)
+    return log_probs.view(*shape, chain.num_states), evidence.view(shape)
+
+
+def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """State marginals (*batch, T, K) and transition marginals; arguments as in the reference."""
+    grid, matrices = messages.grid, messages.matrices
+    B, T, K = len(grid.lengths), grid.num_steps, grid.num_states
+    # Nothing is counted of a sequence that no path can explain.
+    lengths = torch.where(messages.log_z > -torch.inf, grid.lengths, 0)
+    totals, onward, parts = _backward(chain, messages, lengths)
+    valid = valid_steps(lengths, T)
+    inner = valid[:, 1:].unsqueeze(-1)
+    factor = totals.new_ones(B) if weight is None else per_sequence(chain, weight)
+
+    # Each of the two is computed for all sequences, from what may be anything, and then chosen from.
+    log_gamma = torch.where(valid[..., None], messages.values + totals, -torch.inf)
+    gamma = (log_gamma - finite_or_zero(log_gamma.amax(-1, keepdim=True))).exp()
+    gamma = gamma / torch.where(valid, gamma.sum(-1), 1.0).unsqueeze(-1)
+    log_onward = onward - finite_or_zero(torch.where(valid, parts.amax(-1), 0.0)).unsqueeze(-1)
+    mass = parts.sum(-1)
+    inverse = torch.where(valid & (mass != 0), 1 / mass, 0.0).unsqueeze(-1)
+    passed = messages.passed[:, None, None]
+    states = torch.where(passed, totals * inverse, gamma) * factor[:, None, None]
+    states = torch.where(valid[..., None], states, 0.0)
+
+    reduce, per_step = weight is not None, matrices is None
+    batch = chain.batch_shape
+    left = messages.values * inverse * factor[:, None, None]
+    right = torch.zeros_like(onward)
+    right[:, :-1] = torch.where(inner, onward[:, 1:] * inverse[:, 1:], 0.0)
+    if each or (reduce and per_step and T > 1):
+        # As large as the result, or as the transitions themselves.
+        matrix = chain.transition.expand(*batch, -1, K, K).reshape(B, -1, K, K)
+        law = (matrix + log_onward[:, 1:, None, :] - finite_or_zero(totals[:, :-1, :, None])).exp()
+        pairs = torch.where(states[:, :-1, :, None] == 0, 0.0, states[:, :-1, :, None] * law)
+        if matrices is not None:
+            number = numbers(matrices.shape, batch, states.device)
+            products = left[:, :-1, :, None] * right[:, :-1, None, :] * matrices.chances[number][:, None]
+            pairs = torch.where(messages.passed[:, None, None, None], products, pairs)
+        pairs = torch.where(inner.unsqueeze(-1), pairs, 0.0).view(*batch, -1, K, K)
+        counts = pairs.sum_to_size(chain.transition.shape) if reduce else pairs
+    else:
+        shape = chain.transition.shape[:-3] if reduce else batch
+        count = max(1, torch.Size(shape).numel())
+        groups = blocks(torch.Size(shape), batch, max(1, B // count), states.device)
+        first = groups.order.view(groups.groups, -1)[:, 0] if B else groups.order
+        chosen = messages.passed[first].int()
+        logs = gpu_counts.sums_of_logs(groups, lengths, chosen, grid.transition, states, totals, log_onward)
+        if matrices is not None:
+            scaled = gpu_counts.sums_of_scaled(groups, lengths, chosen, left, right)
+            number = numbers(matrices.shape, batch, states.device)[first]
+            logs = torch.where(chosen[:, None, None] > 0, scaled * matrices.chances[number], logs)
+        counts = logs.to(states.dtype).view(*shape, *((1,) if reduce else ()), K, K)
+        if reduce:  # where there is no second step, there may be no matrices
+            counts = counts[..., : chain.transition.shape[-3], :, :]
+    return states.view(*batch, T, K), counts
+
+
+def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tuple[Messages, Tensor, Tensor]:
+    """Messages, filtered log-probabilities (B, T, K) and evidence (B, T); without values where not asked for."""
+    grid, matrices, like = Grid.of(chain), Matrices.of(chain), chain.observation
+    B, T, K = len(grid.lengths), grid.num_steps, grid.num_states
+    tiles, slots = -(-K // TILE), T if keep else min(T, 2)
+    passed = grid.lengths < 0
+    if matrices is not None:
+        passed = matrices.passed[numbers(matrices.shape, chain.batch_shape, like.device)] > 0
+    valid = valid_steps(grid.lengths, T)
+    shifts = torch.where(valid, chain.observation.amax(-1).expand(*chain.batch_shape, T).reshape(B, T), 0.0)
+    shifts = torch.where(shifts == -torch.inf, 0.0, shifts)
+    messages, parts = like.new_empty(B, slots, K), like.new_zeros(B, T, tiles)
+    log_probs = like.new_full((B, T if filtered else 0, K), -torch.inf)
+    if T:
+        first = (chain.initial + chain.observation[..., 0, :]).expand(*chain.batch_shape, K).reshape(B, K)
+        top = first.amax(-1, keepdim=True)
+        top = torch.where(top == -torch.inf, 0.0, top)
+        shifts[:, 0] = torch.where(valid[:, 0], top.squeeze(-1), 0.0)
+        chances = (first - top).exp()
+        messages[:, 0] = torch.where(passed[:, None], chances, first)
+        parts[:, 0] = torch.where(passed, 0.0, -torch.inf).unsqueeze(-1)
+        mass = chances.sum(-1)
+        parts[:, 0, 0] = torch.where(passed, mass, mass.log() + top.squeeze(-1))
+        if filtered:
+            log_probs[:, 0] = torch.where(valid[:, 0, None], first, -torch.inf)
+    common = (grid.lengths, grid.starts, K)
+    outputs = (messages, parts, log_probs, tiles)
+    by_matrix = _scaled_blocks(chain, matrices)
+    by_log, shared = _log_blocks(chain, matrices), matrices is not None
+    for t in range(1, T):
+        if matrices is not None:
+            launch(
+                forward_scaled,
+                (by_matrix.count, tiles),
+                *(by_matrix.order, by_matrix.each, *common, t, slots, matrices.chances, matrices.passed),
+                *(*grid.observation, shifts, *outputs),
+                **_scaled_options(by_matrix, tiles),
+                FILTER=filtered,
+            )
+        launch(
+            forward_log,
+            (by_log.count, tiles),
+            *(by_log.order, by_log.each, *common, t, slots, *grid.transition),
+            *(grid.lengths if matrices is None else matrices.passed, *grid.observation, *outputs),
+            **_log_options(by_log, tiles),
+            SHARED=shared,
+            FILTER=filtered,
+        )
+    mass = parts.double().sum(-1)
+    log_mass = parts.double().logsumexp(-1)
+    tops = torch.zeros_like(mass)  # what predictions lack
+    if matrices is not None:
+        number = numbers(matrices.shape, chain.batch_shape, like.device)
+        tops[:, 1:] = matrices.tops[number, None]
+        log_mass = torch.where(passed[:, None], mass.log() + shifts + tops, log_mass)
+    log_mass = torch.where(valid, log_mass, 0.0)
+    if filtered:
+        log_probs -= finite_or_zero(log_mass - tops).to(like.dtype)[..., None]
+    return Messages(grid, matrices, passed, shifts, log_mass.sum(-1), messages), log_probs, log_mass.to(like.dtype)
+
+
+def _backward(chain: Chain, messages: Messages, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of scaled sequences a b, e b (B, T, K), sums of the former (B, T, tiles); else log beta, o + log beta, maxima."""
+    grid, matrices = messages.grid, messages.matrices
+    tiles, T = -(-grid.num_states // TILE), grid.num_steps
+    totals, onward = torch.zeros_like(messages.values), torch.zeros_like(messages.values)
+    parts = totals.new_zeros(*totals.shape[:2], tiles)
+    by_matrix = _scaled_blocks(chain, matrices)
+    by_log, shared = _log_blocks(chain, matrices), matrices is not None
+    common = (lengths, grid.starts, grid.num_states)
+    for t in reversed(range(T)):
+        if matrices is not None:
+            launch(
+                backward_scaled,
+                (by_matrix.count, tiles),
+                *(by_matrix.order, by_matrix.each, *common, t, matrices.chances, matrices.passed),
+                *(*grid.observation, messages.shifts, messages.values, onward, totals, parts, tiles),
+                **_scaled_options(by_matrix, tiles),
+            )
+        launch(
+            backward_log,
+            (by_log.count, tiles),
+            *(by_log.order, by_log.each, *common, t, *grid.transition),
+            *(lengths if matrices is None else matrices.passed, *grid.observation, onward, totals, parts, tiles),
+            **_log_options(by_log, tiles),
+            SHARED=shared,
+        )
+    return totals, onward, parts
+
+
+def _scaled_blocks(chain: Chain, matrices: Matrices | None) -> Blocks:
+    """Many sequences share the reading of a matrix."""
+    shape = torch.Size() if matrices is None else matrices.shape
+    members = chain.batch_shape.numel() // max(1, shape.numel())
+    return blocks(shape, chain.batch_shape, min(64, max(16, power_of_two(max(1, members)))), chain.observation.device)
+
+
+def _log_blocks(chain: Chain, matrices: Matrices | None) -> Blocks:
+    shape, rows = (torch.Size(), 1) if matrices is None else (matrices.shape, 4)
+    return blocks(shape, chain.batch_shape, rows, chain.observation.device)
+
+
+def _scaled_options(parts: Blocks, tiles: int) -> dict:
+    return {
+        "N": parts.rows,
+        "TILE": TILE,
+        "TERMS": 64,
+        "TILES": max(2, power_of_two(tiles)),
+        "PRECISION": PRECISION,
+        "num_warps": 4,
+    }
+
+
+def _log_options(parts: Blocks, tiles: int) -> dict:
+    return {
+        "N": parts.rows,
+        "TILE": TILE,
+        "TERMS": 64 // parts.rows,
+        "TILES": max(2, power_of_two(tiles)),
+        "num_warps": 4,
+    }
+
+
+@triton.jit
+def rows_of(order, lengths, starts, N: tl.constexpr):
+    """The sequences of the program's block, their lengths and where their results begin."""
+    rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
+    length = tl.load(lengths + rows, rows >= 0, other=0)
+    return rows, length, tl.load(starts + rows, rows >= 0, other=0)
+
+
+@triton.jit
+def parts_at(parts, start, t, inside, tiles, other, TILES: tl.constexpr):
+    """What the programs of step t left, (N, TILES)."""
+    tile = tl.arange(0, TILES)
+    mask = inside[:, None] & (tile < tiles)[None, :]
+    return tl.load(parts + (start + t)[:, None] * tiles + tile[None, :], mask, other=other)
+
+
+@triton.jit
+def forward_scaled(
+    order,
+    each,
+    lengths,
+    starts,
+    K,
+    t,
+    slots,
+    chances,
+    passed,
+    observation,
+    observation_index,
+    observation_step,
+    shifts,
+    messages,
+    parts,
+    log_probs,
+    tiles,
+    N: tl.constexpr,
+    TILE: tl.constexpr,
+    TERMS: tl.constexpr,
+    TILES: tl.constexpr,
+    FILTER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """a_t of a tile of states from a_{t-1}, and its mass. Messages (B, slots, K) lie at t modulo slots.
+
+    With FILTER, also the logarithm of what was predicted plus o_t.
+    """
+    group = tl.program_id(0) // each
+    if tl.load(passed + group) == 0:
+        return
+    rows, length, start = rows_of(order, lengths, starts, N)
+    inside = t < length
+    state = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    both = inside[:, None] & (state < K)[None, :]
+    matrix = chances + group.to(tl.int64) * K * K
+    before = messages + (rows * slots + (t - 1) % slots)[:, None] * K
+    sums = tl.zeros((N, TILE), dtype=messages.dtype.element_ty)
+    for first in range(0, K, TERMS):
+        i = first + tl.arange(0, TERMS)
+        left = tl.load(before + i[None, :], inside[:, None] & (i < K)[None, :], other=0.0)
+        right = tl.load(matrix + i[:, None] * K + state[None, :], (i < K)[:, None] & (state < K)[None, :], other=0.0)
+        sums += tl.dot(left, right, input_precision=PRECISION)
+    mass = tl.sum(parts_at(parts, start, t - 1, inside, tiles, 0.0, TILES), 1)
+    predicted = sums / tl.where(mass == 0.0, 1.0, mass)[:, None]
+    begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
+    logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
+    shift = tl.load(shifts + start + t, inside, other=0.0)
+    joint = predicted * tl.exp(logits - shift[:, None])
+    tl.store(messages + (rows * slots + t % slots)[:, None] * K + state[None, :], joint, both)
+    tl.store(parts + (start + t) * tiles + tl.program_id(1), tl.sum(joint, 1), inside)
+    if FILTER:
+        tl.store(log_probs + (start + t)[:, None] * K + state[None, :], log_of(predicted) + logits, both)
+
+
+@triton.jit
+def backward_scaled(
+    order,
+    each,
+    lengths,
+    starts,
+    K,
+    t,
+    chances,
+    passed,
+    observation,
+    observation_index,
+    observation_step,
+    shifts,
+    messages,
+    onward,
+    products,
+    parts,
+    tiles,
+    N: tl.constexpr,
+    TILE: tl.constexpr,
+    TERMS: tl.constexpr,
+    TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Of a tile of states: e_t b_t, a_t b_t and the sum of the latter, which is g_t, from the same of step t+1."""
+    group = tl.program_id(0) // each
+    if tl.load(passed + group) == 0:
+        return
+    rows, length, start = rows_of(order, lengths, starts, N)
+    inside = t < length
+    inner = t + 1 < length
+    state = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    both = inside[:, None] & (state < K)[None, :]
+    matrix = chances + group.to(tl.int64) * K * K
+    after = onward + (start + t + 1)[:, None] * K
+    sums = tl.zeros((N, TILE), dtype=messages.dtype.element_ty)
+    for first in range(0, K, TERMS):
+        j = first + tl.arange(0, TERMS)
+        left = tl.load(after + j[None, :], inner[:, None] & (j < K)[None, :], other=0.0)
+        right = tl.load(matrix + state[None, :] * K + j[:, None], (j < K)[:, None] & (state < K)[None, :], other=0.0)
+        sums += tl.dot(left, right, input_precision=PRECISION)
+    mass = tl.sum(parts_at(parts, start, t + 1, inner, tiles, 0.0, TILES), 1)
+    beta = tl.where(inner[:, None], sums / tl.where(mass == 0.0, 1.0, mass)[:, None], 1.0)
+    begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
+    logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
+    shift = tl.load(shifts + start + t, inside, other=0.0)
+    here = (start + t)[:, None] * K + state[None, :]
+    product = tl.load(messages + here, both, other=0.0) * beta
+    tl.store(onward + here, tl.exp(logits - shift[:, None]) * beta, both)
+    tl.store(products + here, product, both)
+    tl.store(parts + (start + t) * tiles + tl.program_id(1), tl.sum(product, 1), inside)
+
+
+@triton.jit
+def forward_log(
+    order,
+    each,
+    lengths,
+    starts,
+    K,
+    t,
+    slots,
+    transition,
+    transition_index,
+    transition_step,
+    passed,
+    observation,
+    observation_index,
+    observation_step,
+    messages,
+    parts,
+    log_probs,
+    tiles,
+    N: tl.constexpr,
+    TILE: tl.constexpr,
+    TERMS: tl.constexpr,
+    TILES: tl.constexpr,
+    SHARED: tl.constexpr,
+    FILTER: tl.constexpr,
+):
+    """log alpha_t of a tile of states up to a number, and the logarithm of the tile's mass; see `forward_scaled`."""
+    if SHARED:  # noqa: SIM102
+        if tl.load(passed + tl.program_id(0) // each) != 0:
+            return
+    rows, length, start = rows_of(order, lengths, starts, N)
+    inside = t < length
+    state = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    both = inside[:, None] & (state < K)[None, :]
+    before = messages + (rows * slots + (t - 1) % slots)[:, None] * K
+    matrix = tl.load(transition_index + rows, inside, other=0) + (t - 1) * transition_step
+    # The logarithm of the sum over the tiles of the step before.
+    logs = parts_at(parts, start, t - 1, inside, tiles, -float("inf"), TILES)
+    top = finite(tl.max(logs, 1))
+    log_mass = finite(log_of(tl.sum(tl.exp(logs - top[:, None]), 1)) + top)
+    best = tl.zeros((N, TILE), dtype=messages.dtype.element_ty) - float("inf")
+    sums = tl.zeros((N, TILE), dtype=messages.dtype.element_ty)
+    for first in range(0, K, TERMS):
+        i = first + tl.arange(0, TERMS)
+        known = (i < K)[None, :, None] & (state < K)[None, None, :]
+        square = (i[:, None] * K + state[None, :])[None, :, :]
+        left = tl.load(before + i[None, :], inside[:, None] & (i < K)[None, :], other=-float("inf"))
+        if SHARED:
+            right = tl.load(transition + tl.max(matrix, 0) + square, known, other=-float("inf"))
+        else:
+            right = tl.load(
+                transition + matrix[:, None, None] + square, known & inside[:, None, None], other=-float("inf")
+            )
+        scores = (left - log_mass[:, None])[:, :, None] + right
+        higher = tl.maximum(best, tl.max(scores, 1))
+        shift = finite(higher)
+        sums = sums * tl.exp(finite(best - shift)) + tl.sum(tl.exp(scores - shift[:, None, :]), 1)
+        best = higher
+    begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
+    logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
+    joint = log_of(sums) + finite(best) + logits
+    tl.store(messages + (rows * slots + t % slots)[:, None] * K + state[None, :], joint, both)
+    top = finite(tl.max(joint, 1))
+    log_sum = log_of(tl.sum(tl.exp(joint - top[:, None]), 1)) + top
+    tl.store(parts + (start + t) * tiles + tl.program_id(1), log_sum, inside)
+    if FILTER:
+        tl.store(log_probs + (start + t)[:, None] * K + state[None, :], joint, both)
+
+
+@triton.jit
+def backward_log(
+    order,
+    each,
+    lengths,
+    starts,
+    K,
+    t,
+    transition,
+    transition_index,
+    transition_step,
+    passed,
+    observation,
+    observation_index,
+    observation_step,
+    onward,
+    totals,
+    parts,
+    tiles,
+    N: tl.constexpr,
+    TILE: tl.constexpr,
+    TERMS: tl.constexpr,
+    TILES: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """Of a tile of states: log beta_t up to a number (totals), o_t + log beta_t (onward) and its maximum (parts)."""
+    if SHARED:  # noqa: SIM102
+        if tl.load(passed + tl.program_id(0) // each) != 0:
+            return
+    rows, length, start = rows_of(order, lengths, starts, N)
+    inside = t < length
+    inner = t + 1 < length
+    state = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    both = inside[:, None] & (state < K)[None, :]
+    after = onward + (start + t + 1)[:, None] * K
+    matrix = tl.load(transition_index + rows, inner, other=0) + t * transition_step
+    # Only ratios matter: the largest is kept at zero.
+    highest = finite(tl.max(parts_at(parts, start, t + 1, inner, tiles, -float("inf"), TILES), 1))
+    best = tl.zeros((N, TILE), dtype=totals.dtype.element_ty) - float("inf")
+    sums = tl.zeros((N, TILE), dtype=totals.dtype.element_ty)
+    for first in range(0, K, TERMS):
+        j = first + tl.arange(0, TERMS)
+        known = (j < K)[None, :, None] & (state < K)[None, None, :]
+        square = (state[None, :] * K + j[:, None])[None, :, :]
+        left = tl.load(after + j[None, :], inner[:, None] & (j < K)[None, :], other=-float("inf"))
+        if SHARED:
+            right = tl.load(transition + tl.max(matrix, 0) + square, known, other=-float("inf"))
+        else:
+            right = tl.load(
+                transition + matrix[:, None, None] + square, known & inner[:, None, None], other=-float("inf")
+            )
+        scores = (left - highest[:, None])[:, :, None] + right
+        higher = tl.maximum(best, tl.max(scores, 1))
+        shift = finite(higher)
+        sums = sums * tl.exp(finite(best - shift)) + tl.sum(tl.exp(scores - shift[:, None, :]), 1)
+        best = higher
+    total = tl.where(inner[:, None], log_of(sums) + finite(best), 0.0)
+    begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
+    logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
+    here = (start + t)[:, None] * K + state[None, :]
+    tl.store(totals + here, total, both)
+    tl.store(onward + here, logits + total, both)
+    tl.store(parts + (start + t) * tiles + tl.program_id(1), tl.max(logits + total, 1), inside)
