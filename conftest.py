@@ -3,9 +3,6 @@
 import os
 from collections.abc import Iterator
 
-# Triton reads this when it is imported: without a GPU its kernels run on the CPU, one program after the other.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pyro
 import pytest
 from hypothesis import settings
@@ -13,6 +10,18 @@ from hypothesis import settings
 # A first example may warm something up. All else stays Hypothesis's own, its CI profile included.
 settings.register_profile("pyrohmm", settings(), deadline=None)
 settings.load_profile("pyrohmm")
+
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest tests/ops --device cuda` runs the tests of the ops on a GPU."""
+    parser.addoption("--device", default="cpu", help="where the ops compute in tests/ops (default: cpu)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without a GPU, Triton's kernels run on the CPU, one program after the other."""
+    if config.getoption("--device") == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

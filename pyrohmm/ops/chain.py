@@ -219,7 +219,8 @@ def check_entries(chain: Chain) -> None:
 
 def clear_padding(chain: Chain) -> Chain:
     """The chain with zeros in all entries that no sequence reads; differentiable."""
-    if bool((chain.lengths == chain.num_steps).all()) and chain.num_steps > 1:
+    # Elsewhere than on the CPU the question would cost a synchronisation.
+    if chain.num_steps > 1 and chain.lengths.device.type == "cpu" and bool((chain.lengths == chain.num_steps).all()):
         return chain
     zero = chain.observation.new_zeros(())
     logits = [torch.where(read, logits, zero) for logits, read in zip(chain[:3], _reads(chain), strict=True)]

@@ -11,7 +11,7 @@ class Explanation(NamedTuple):
     """How sums over paths are computed for a chain.
 
     Attributes:
-        impl: "reference" or "cpu".
+        impl: "reference", "cpu" or "gpu".
         form: "scaled" (probabilities, one matrix product a step) or "log" (log-probabilities, safe for any chain).
         why: the reasons, in words.
     """
@@ -34,7 +34,8 @@ def explain(
 ) -> Explanation:
     """Say which implementation and form `log_partition`, `filter`, `smooth`, `entropy` and `sample` use for a chain.
 
-    The other operations (`viterbi`, `k_best`) use the same implementation; they have one form only. See
+    `viterbi` and `k_best` use the same implementation, in one form only; for `k_best` there is none on a GPU, where it
+    is the reference's. See
     `pyrohmm.ops.certificate.smallest_log_ratio` for the bound that decides on the form.
 
     Args:
@@ -63,5 +64,10 @@ def explain(
 
             form, because = explain(chain)
             return Explanation("cpu", form, f"{why}; {because}")
+        case "gpu":
+            from pyrohmm.ops.forward_backward.gpu import explain
+
+            form, because = explain(chain)
+            return Explanation("gpu", form, f"{why}; {because}")
         case "reference":
             return Explanation("reference", "log", why)

@@ -140,9 +140,11 @@ def power_of_two(number: int) -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Run a kernel on a grid of programs, unless that is empty."""
+    """Run a kernel on a grid of programs, on the device of its tensors, unless the grid is empty."""
     if math.prod(grid):
-        kernel[grid](*arguments, **options)
+        first = next(argument for argument in arguments if isinstance(argument, Tensor))
+        with torch.cuda.device_of(first):
+            kernel[grid](*arguments, **options)
 
 
 # Copies to a device wait for it. What is remembered is never written to.

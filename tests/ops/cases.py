@@ -12,7 +12,6 @@ from pyrohmm import ops
 from pyrohmm.testing import Chain, random_chain
 
 IMPLS = ["reference", "cpu", "gpu"]
-ABSENT = [impl for impl in ("cpu", "gpu") if impl not in IMPLS]
 
 OPS = {
     "log_partition": ops.log_partition,

@@ -249,10 +249,10 @@ ROUNDINGS = {"left_to_right": LONG, "blocks_that_take_turns": 2.7 * LONG, "evide
 
 
 @pytest.fixture
-def compiled(impl) -> str:
-    if impl == "reference":
+def compiled(quick_impl) -> str:
+    if quick_impl == "reference":
         pytest.skip("too slow")
-    return impl
+    return quick_impl
 
 
 @cache

@@ -68,6 +68,21 @@ def test_sequences_that_pass_are_scaled_all_the_same():
     assert found.form == "log" and "scaled all the same" in found.why
 
 
+def test_kernels_for_the_gpu():
+    assert ops.explain(*PLAIN.logits, impl="gpu")[:2] == ("gpu", "scaled")
+    assert ops.explain(*random_chain(3, 4, transitions="each").logits, impl="gpu")[:2] == ("gpu", "log")
+    chain = random_chain(3, 4, (2,), transitions="constant")
+    chain.transition_logits[1, 0, 0, 1] = -math.inf
+    found = ops.explain(*chain.logits, impl="gpu")
+    assert found.form == "log" and "scaled all the same" in found.why
+
+
+def test_kernels_for_the_gpu_need_one(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(NotImplementedError, match=r"impl.*'gpu'.*on cpu"):
+        ops.explain(*PLAIN.logits, impl="gpu")
+
+
 def test_asked_for():
     assert ops.explain(*PLAIN.logits, impl="reference") == ("reference", "log", "asked for")
     assert ops.explain(*PLAIN.logits, impl="cpu").why.startswith("asked for; ")
@@ -112,8 +127,6 @@ def test_while_torch_traces():
 def test_errors():
     with pytest.raises(ValueError, match=r"impl.*fastest"):
         ops.explain(*PLAIN.logits, impl="fastest")
-    with pytest.raises(NotImplementedError, match=r"impl.*gpu"):
-        ops.explain(*PLAIN.logits, impl="gpu")
     with pytest.raises(ValueError, match="transition_logits"):
         ops.explain(PLAIN.initial_logits, torch.zeros(2, 2), PLAIN.observation_logits)
     with pytest.raises(ValueError, match="lengths"):

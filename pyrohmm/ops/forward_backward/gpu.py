@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyrohmm.ops.certificate import smallest_log_ratio
 from pyrohmm.ops.chain import Chain, Tangent, finite
 from pyrohmm.ops.forward_backward import gpu_counts, gpu_log, gpu_scaled, gpu_wide
 from pyrohmm.ops.grid import (
@@ -122,13 +123,25 @@ class Scratch(NamedTuple):
 
 
 def explain(chain: Chain) -> tuple[str, str]:
-    """The form that this chain takes, "scaled" or "log", and why."""
-    matrices = Matrices.of(chain)
-    if matrices is None:
-        return "log", "transitions change over time"
-    if bool(matrices.passed.all()):
-        return "scaled", "no transition potential lies further below the largest of its matrix than is safe"
-    return "log", "a transition potential lies further below the largest of its matrix than is safe"
+    """The form that this chain takes, "scaled" or "log", and why; and how programs share the work."""
+    rows = _rows(chain)
+    span = _span(rows)
+    if chain.num_states > WALK:
+        how = f"more than {WALK} states take a launch a step"
+    elif span:
+        how = f"few long sequences are cut into spans of {span} steps"
+    else:
+        how = "each program walks through time with a block of sequences"
+    if rows.matrices is None:
+        return "log", f"transitions that change over time are read once, as logarithms; {how}"
+    passed = bool((rows.matrices.passed > 0).all())
+    bound = -smallest_log_ratio(chain.observation.dtype, chain.num_states)
+    return (
+        "scaled" if passed else "log",
+        f"{'no' if passed else 'a'} transition potential is more than {bound:.1f} nats below the largest of its matrix"
+        + ("" if passed else " (sequences whose matrix has none are scaled all the same)")
+        + f"; {how}",
+    )
 
 
 def partition(chain: Chain, *, keep: bool) -> tuple[Tensor, Messages | gpu_wide.Messages]:

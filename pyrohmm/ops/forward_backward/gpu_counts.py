@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyrohmm.ops.forward_backward.gpu_log import finite
 from pyrohmm.ops.grid import PRECISION, Blocks, Memory, launch, power_of_two
+from pyrohmm.ops.tiles import finite
 
 # Programs that keep a device busy: time is divided where there are not enough matrices and tiles.
 PROGRAMS = 512

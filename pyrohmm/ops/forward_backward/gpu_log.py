@@ -7,17 +7,7 @@ the pairs of states of each of them in registers.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def finite(values):
-    """Zero in place of -inf: a shift that can be subtracted from -inf without making NaN."""
-    return tl.where(values == -float("inf"), 0.0, values)
-
-
-@triton.jit
-def log_of(mass):
-    """log(mass), -inf for zero. NaN stays."""
-    return tl.where(mass == 0.0, -float("inf"), tl.log(tl.where(mass == 0.0, 1.0, mass)))
+from pyrohmm.ops.tiles import finite, log_of
 
 
 @triton.jit

@@ -7,24 +7,7 @@ step is one small matrix product. A block whose matrix has not passed the certif
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def shift_of(logits):
-    """The largest number of each row; zero if that is -inf, to be subtracted from them."""
-    top = tl.max(logits, 1)
-    return tl.where(top == -float("inf"), 0.0, top)
-
-
-@triton.jit
-def inverse_of(mass):
-    """1 / mass; zero for zero. NaN stays."""
-    return tl.where(mass == 0.0, 0.0, 1.0 / tl.where(mass == 0.0, 1.0, mass))
-
-
-@triton.jit
-def log_of(mass):
-    """log(mass), -inf for zero. NaN stays."""
-    return tl.where(mass == 0.0, -float("inf"), tl.log(tl.where(mass == 0.0, 1.0, mass)))
+from pyrohmm.ops.tiles import finite, inverse_of, log_of
 
 
 @triton.jit
@@ -84,7 +67,7 @@ def forward(
     begin = tl.load(initial_index + rows, inside, other=0)
     begin = tl.load(initial + begin[:, None] + state[None, :], both, other=-float("inf"))
     logits = begin + tl.load(observed, both, other=-float("inf"))
-    shift = shift_of(logits)
+    shift = finite(tl.max(logits, 1))
     joint = tl.exp(logits - shift[:, None])
     mass = tl.sum(joint, 1)
     inverse = inverse_of(mass)
@@ -93,14 +76,13 @@ def forward(
         tl.store(messages + written, joint, both)
     if FILTER:
         log_mass = log_of(mass) + shift
-        normalizer = tl.where(log_mass == -float("inf"), 0.0, log_mass)
-        tl.store(log_probs + written, logits - normalizer[:, None], both)
+        tl.store(log_probs + written, logits - finite(log_mass)[:, None], both)
         tl.store(evidence + start, log_mass, inside)
     for t in tl.range(1, longest, num_stages=STAGES):
         inside = t < length
         both = inside[:, None] & real[None, :]
         logits = tl.load(observed + t * observation_step, both, other=-float("inf"))
-        shift = shift_of(logits)
+        shift = finite(tl.max(logits, 1))
         # The division by the mass of the step before is not in the way of the product.
         predicted = tl.dot(joint, matrix, input_precision=PRECISION) * inverse[:, None]
         new = predicted * tl.exp(logits - shift[:, None])
@@ -109,8 +91,7 @@ def forward(
             tl.store(messages + written + t * K, new, both)
         if FILTER:
             log_mass = log_of(mass) + shift
-            normalizer = tl.where(log_mass == -float("inf"), 0.0, log_mass)
-            tl.store(log_probs + written + t * K, log_of(predicted) + logits - normalizer[:, None], both)
+            tl.store(log_probs + written + t * K, log_of(predicted) + logits - finite(log_mass)[:, None], both)
             tl.store(evidence + start + t, log_mass + top_of_matrix, inside)
         joint = tl.where(inside[:, None], new, joint)
         inverse = tl.where(inside, inverse_of(mass), inverse)
@@ -197,7 +178,7 @@ def backward(
         goes_on = goes_on | (t + 1 < length)
         message = tl.load(messages + written + t * K, both, other=0.0)
         logits = tl.load(observed + t * observation_step, both, other=-float("inf"))
-        seen = tl.exp(logits - shift_of(logits)[:, None])
+        seen = tl.exp(logits - finite(tl.max(logits, 1))[:, None])
         beta = tl.dot(following, matrix, input_precision=PRECISION)
         beta = tl.where(goes_on[:, None], beta, 1.0)
         product = message * beta

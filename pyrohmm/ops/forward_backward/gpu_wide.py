@@ -15,7 +15,6 @@ from torch import Tensor
 from pyrohmm.ops.chain import Chain, valid_steps
 from pyrohmm.ops.chain import finite as finite_or_zero
 from pyrohmm.ops.forward_backward import gpu_counts
-from pyrohmm.ops.forward_backward.gpu_log import finite, log_of
 from pyrohmm.ops.grid import (
     PRECISION,
     Blocks,
@@ -27,6 +26,7 @@ from pyrohmm.ops.grid import (
     per_sequence,
     power_of_two,
 )
+from pyrohmm.ops.tiles import finite, log_of
 
 # States of one program. With K = 4096, so many programs share the reading of the matrix that the device is busy.
 TILE = 32
@@ -244,14 +244,6 @@ def _log_options(parts: Blocks, tiles: int) -> dict:
 
 
 @triton.jit
-def rows_of(order, lengths, starts, N: tl.constexpr):
-    """The sequences of the program's block, their lengths and where their results begin."""
-    rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
-    length = tl.load(lengths + rows, rows >= 0, other=0)
-    return rows, length, tl.load(starts + rows, rows >= 0, other=0)
-
-
-@triton.jit
 def parts_at(parts, start, t, inside, tiles, other, TILES: tl.constexpr):
     """What the programs of step t left, (N, TILES)."""
     tile = tl.arange(0, TILES)
@@ -292,7 +284,9 @@ def forward_scaled(
     group = tl.program_id(0) // each
     if tl.load(passed + group) == 0:
         return
-    rows, length, start = rows_of(order, lengths, starts, N)
+    rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
+    length = tl.load(lengths + rows, rows >= 0, other=0)
+    start = tl.load(starts + rows, rows >= 0, other=0)
     inside = t < length
     state = tl.program_id(1) * TILE + tl.arange(0, TILE)
     both = inside[:, None] & (state < K)[None, :]
@@ -345,7 +339,9 @@ def backward_scaled(
     group = tl.program_id(0) // each
     if tl.load(passed + group) == 0:
         return
-    rows, length, start = rows_of(order, lengths, starts, N)
+    rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
+    length = tl.load(lengths + rows, rows >= 0, other=0)
+    start = tl.load(starts + rows, rows >= 0, other=0)
     inside = t < length
     inner = t + 1 < length
     state = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -401,7 +397,9 @@ def forward_log(
     if SHARED:  # noqa: SIM102
         if tl.load(passed + tl.program_id(0) // each) != 0:
             return
-    rows, length, start = rows_of(order, lengths, starts, N)
+    rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
+    length = tl.load(lengths + rows, rows >= 0, other=0)
+    start = tl.load(starts + rows, rows >= 0, other=0)
     inside = t < length
     state = tl.program_id(1) * TILE + tl.arange(0, TILE)
     both = inside[:, None] & (state < K)[None, :]
@@ -469,7 +467,9 @@ def backward_log(
     if SHARED:  # noqa: SIM102
         if tl.load(passed + tl.program_id(0) // each) != 0:
             return
-    rows, length, start = rows_of(order, lengths, starts, N)
+    rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
+    length = tl.load(lengths + rows, rows >= 0, other=0)
+    start = tl.load(starts + rows, rows >= 0, other=0)
     inside = t < length
     inner = t + 1 < length
     state = tl.program_id(1) * TILE + tl.arange(0, TILE)

@@ -52,6 +52,8 @@ def sample(
     match choose(impl, chain):
         case "cpu":
             from pyrohmm.ops.sampling import cpu as kernel
+        case "gpu":
+            from pyrohmm.ops.sampling import gpu as kernel
         case "reference":
             from pyrohmm.ops.sampling import reference as kernel
 

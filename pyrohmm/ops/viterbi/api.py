@@ -99,17 +99,25 @@ def k_best(
     """
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k: expected a positive integer, got {k!r}")
-    chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
+    arguments = (initial_logits, transition_logits, observation_logits, lengths)
+    chain, kernel = _begin(impl, *arguments, obstacle_to_gpu="k_best has no kernel for it")
     return KBestResult(*kernel.k_best(chain, k))
 
 
-def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:
+def _begin(impl: str, *arguments: Tensor | None, obstacle_to_gpu: str = "") -> tuple[Chain, ModuleType]:
     """The chain as the chosen implementation wants it, and that implementation."""
     chain = fit_chain(*arguments)  # pyright: ignore[reportArgumentType]
+    chosen = choose(impl, chain)
+    if chosen == "gpu" and obstacle_to_gpu:
+        if impl == "gpu":
+            raise NotImplementedError(f"impl: {impl!r} is not available: {obstacle_to_gpu}; use 'auto' or 'reference'")
+        chosen = "reference"
     check_entries(chain)
-    match choose(impl, chain):
+    match chosen:
         case "cpu":
             from pyrohmm.ops.viterbi import cpu as kernel
+        case "gpu":
+            from pyrohmm.ops.viterbi import gpu as kernel
         case "reference":
             from pyrohmm.ops.viterbi import reference as kernel
 

@@ -30,8 +30,8 @@ def test_log_partition_and_its_derivatives(chain, impl):
 
 @examples
 @given(chain=chains())
-def test_log_partition_and_its_derivatives_of_random_chains(chain, impl):
-    assert_derivatives_are_the_oracles(partial(ops.log_partition, impl=impl), enumeration.log_partition, chain, 2)
+def test_log_partition_and_its_derivatives_of_random_chains(chain, quick_impl):
+    assert_derivatives_are_the_oracles(partial(ops.log_partition, impl=quick_impl), enumeration.log_partition, chain, 2)
 
 
 def finite_evidence(filter, *logits, lengths):
@@ -62,8 +62,8 @@ def test_entropy_and_its_gradient(chain, impl):
 
 @examples
 @given(chain=chains())
-def test_entropy_and_its_gradient_of_random_chains(chain, impl):
-    assert_derivatives_are_the_oracles(partial(ops.entropy, impl=impl), enumeration.entropy, chain, 1)
+def test_entropy_and_its_gradient_of_random_chains(chain, quick_impl):
+    assert_derivatives_are_the_oracles(partial(ops.entropy, impl=quick_impl), enumeration.entropy, chain, 1)
 
 
 def expectation(smooth, transitions, *logits, lengths):
@@ -89,9 +89,10 @@ def test_gradient_of_marginals(chain, impl, transitions):
 @pytest.mark.parametrize("transitions", ["sum", "each"])
 @examples
 @given(chain=chains())
-def test_gradient_of_marginals_of_random_chains(chain, impl, transitions):
+def test_gradient_of_marginals_of_random_chains(chain, quick_impl, transitions):
     ours, oracle = (
-        partial(expectation, smooth, transitions) for smooth in (partial(ops.smooth, impl=impl), enumeration.smooth)
+        partial(expectation, smooth, transitions)
+        for smooth in (partial(ops.smooth, impl=quick_impl), enumeration.smooth)
     )
     assert_derivatives_are_the_oracles(ours, oracle, chain, 1)
 
@@ -166,8 +167,8 @@ def test_filter(chain, impl):
 
 @examples
 @given(chain=chains())
-def test_filter_of_random_chains(chain, impl):
-    assert_filter_is_the_oracles(chain, impl)
+def test_filter_of_random_chains(chain, quick_impl):
+    assert_filter_is_the_oracles(chain, quick_impl)
 
 
 def assert_smooth_is_the_oracles(chain: Chain, impl: str, transitions) -> None:
@@ -186,8 +187,8 @@ def test_smooth(chain, impl, transitions):
 @pytest.mark.parametrize("transitions", ["sum", "each"])
 @examples
 @given(chain=chains())
-def test_smooth_of_random_chains(chain, impl, transitions):
-    assert_smooth_is_the_oracles(chain, impl, transitions)
+def test_smooth_of_random_chains(chain, quick_impl, transitions):
+    assert_smooth_is_the_oracles(chain, quick_impl, transitions)
 
 
 def test_smooth_sums_transitions_by_default(impl):
@@ -294,9 +295,9 @@ def long_log_partition() -> float:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
-def test_long_sequence_against_its_closed_form(dtype, tolerance, impl):
+def test_long_sequence_against_its_closed_form(dtype, tolerance, quick_impl):
     chain = long_chain(dtype, LONG)
-    result = ops.smooth(*chain.logits, impl=impl)
+    result = ops.smooth(*chain.logits, impl=quick_impl)
     assert result.log_partition.item() == pytest.approx(long_log_partition(), rel=tolerance)
 
     top = EIGENVECTORS[:, -1]  # far from both ends, p(z_t) = top^2
@@ -311,10 +312,10 @@ def test_long_sequence_against_its_closed_form(dtype, tolerance, impl):
     assert counts.sum().item() == pytest.approx(1, rel=2 * tolerance)
 
 
-def test_long_sequence_has_gradients_and_entropy_in_float32(impl):
+def test_long_sequence_has_gradients_and_entropy_in_float32(quick_impl):
     num_steps = 4000  # the derivatives of twenty thousand steps take too long here
     chain = long_chain(torch.float32, num_steps).requires_grad()
-    log_z = ops.log_partition(*chain.logits, impl=impl)
+    log_z = ops.log_partition(*chain.logits, impl=quick_impl)
     initial, transition, observation = torch.autograd.grad(log_z, chain.logits)
     torch.testing.assert_close(observation.sum(-1), torch.ones(num_steps), rtol=0, atol=1e-5)
     torch.testing.assert_close(initial, observation[0], rtol=0, atol=1e-5)
@@ -326,7 +327,7 @@ def test_long_sequence_has_gradients_and_entropy_in_float32(impl):
     P = M * top / (EIGENVALUES[-1] * top.unsqueeze(-1))
     rate = -(top.square().unsqueeze(-1) * P * P.log()).sum().item()
     short, long = (
-        ops.entropy(*long_chain(dtype, steps).logits, impl=impl).item()
+        ops.entropy(*long_chain(dtype, steps).logits, impl=quick_impl).item()
         for dtype, steps in ((torch.float64, 100), (torch.float32, num_steps))
     )
     assert long - short == pytest.approx((num_steps - 100) * rate, rel=1e-5)

@@ -37,25 +37,25 @@ def assert_frequencies_are_the_posterior(chain: Chain, states: torch.Tensor) -> 
 
 @pytest.mark.parametrize("impossible", [0.0, 0.1])
 @pytest.mark.parametrize("transitions", ["shared", "constant", "each"])
-def test_paths_come_with_their_posterior_probability(transitions, impossible, impl):
+def test_paths_come_with_their_posterior_probability(transitions, impossible, quick_impl):
     chain = random_chain(3, 4, transitions=transitions, impossible=impossible, seed=1)
-    states = ops.sample(*chain.logits, sample_shape=(20_000,), generator=seeded(), impl=impl)
+    states = ops.sample(*chain.logits, sample_shape=(20_000,), generator=seeded(), impl=quick_impl)
     assert_frequencies_are_the_posterior(chain, states)
 
 
-def test_sequences_of_a_batch_are_drawn_each_from_its_own_posterior(impl):
+def test_sequences_of_a_batch_are_drawn_each_from_its_own_posterior(quick_impl):
     lengths = torch.tensor([4, 2, 3])
     chain = random_chain(2, 4, (3,), transitions="each", lengths=lengths, poison=True, seed=2)
-    states = ops.sample(*chain.logits, lengths=lengths, sample_shape=(10_000,), generator=seeded(), impl=impl)
+    states = ops.sample(*chain.logits, lengths=lengths, sample_shape=(10_000,), generator=seeded(), impl=quick_impl)
     for i, n in enumerate(lengths):
         alone = Chain(chain.initial_logits[i], chain.transition_logits[i, : n - 1], chain.observation_logits[i, :n])
         assert_frequencies_are_the_posterior(alone, states[:, i, :n])
 
 
-def test_equal_sequences_are_drawn_independently(impl):
+def test_equal_sequences_are_drawn_independently(quick_impl):
     chain = random_chain(2, 3)
     batch = Chain(chain.initial_logits.expand(2, 2), chain.transition_logits, chain.observation_logits)
-    states = ops.sample(*batch.logits, sample_shape=(20_000,), generator=seeded(), impl=impl)
+    states = ops.sample(*batch.logits, sample_shape=(20_000,), generator=seeded(), impl=quick_impl)
     # The pair of both paths is a path of the product chain, with independent halves.
     scores = enumeration.path_log_probs(*chain.logits)
     prob = (scores - scores.logsumexp(0)).exp()
@@ -113,19 +113,19 @@ def test_sample(chain, impl):
 
 @examples
 @given(chain=chains())
-def test_sample_of_random_chains(chain, impl):
-    assert_paths_are_possible(chain, impl)
+def test_sample_of_random_chains(chain, quick_impl):
+    assert_paths_are_possible(chain, quick_impl)
 
 
 def test_samples_have_no_gradient(impl):
     assert not ops.sample(*random_chain().requires_grad().logits, impl=impl).requires_grad
 
 
-def test_long_sequence_in_float32(impl):
+def test_long_sequence_in_float32(quick_impl):
     # Symmetric, with no observations: both states take half the time, and one step in twenty switches.
     num_steps = 4000
     transition = torch.tensor([[0.95, 0.05], [0.05, 0.95]]).log()
-    states = ops.sample(torch.zeros(2), transition, torch.zeros(num_steps, 2), generator=seeded(5), impl=impl)
+    states = ops.sample(torch.zeros(2), transition, torch.zeros(num_steps, 2), generator=seeded(5), impl=quick_impl)
     switches = states.diff().abs().sum().item()
     assert abs(switches - 0.05 * num_steps) < 4 * math.sqrt(num_steps * 0.05 * 0.95)
     # The mean's variance is that of independent draws times (1 + r) / (1 - r), r = 0.9 the lag-one correlation.

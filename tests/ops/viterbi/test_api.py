@@ -30,8 +30,8 @@ def test_viterbi(chain, impl):
 
 @examples
 @given(chain=chains())
-def test_viterbi_of_random_chains(chain, impl):
-    assert_viterbi_is_the_oracles(chain, impl)
+def test_viterbi_of_random_chains(chain, quick_impl):
+    assert_viterbi_is_the_oracles(chain, quick_impl)
 
 
 @pytest.mark.parametrize("transitions", ["shared", "constant", "each"])
@@ -60,29 +60,29 @@ def assert_k_best_is_the_oracles(chain: Chain, k: int, impl: str) -> None:
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 @awkward
-def test_k_best(chain, k, impl):
-    assert_k_best_is_the_oracles(chain, k, impl)
+def test_k_best(chain, k, listing_impl):
+    assert_k_best_is_the_oracles(chain, k, listing_impl)
 
 
 @examples
 @given(chain=chains(max_steps=4), k=st.integers(1, 8))
-def test_k_best_of_random_chains(chain, k, impl):
-    assert_k_best_is_the_oracles(chain, k, impl)
+def test_k_best_of_random_chains(chain, k, listing_impl):
+    assert_k_best_is_the_oracles(chain, k, listing_impl)
 
 
-def test_k_best_lists_every_path_and_then_none(impl):
+def test_k_best_lists_every_path_and_then_none(listing_impl):
     chain = random_chain(2, 3)
-    result = ops.k_best(*chain.logits, k=10, impl=impl)
+    result = ops.k_best(*chain.logits, k=10, impl=listing_impl)
     assert sorted(result.states[:8].tolist()) == enumeration.paths(2, 3).tolist()
     assert (result.states[8:] == -1).all()
     assert (result.log_prob[8:] == -math.inf).all()
     assert (result.log_prob[:8].diff() <= 0).all()
 
 
-def test_the_first_of_the_k_best_is_viterbis(impl):
+def test_the_first_of_the_k_best_is_viterbis(listing_impl):
     chain = random_chain(5, 30, (6,), transitions="each", impossible=0.1, lengths="ragged", seed=2)
-    best = ops.viterbi(*chain.logits, lengths=chain.lengths, impl=impl)
-    several = ops.k_best(*chain.logits, k=4, lengths=chain.lengths, impl=impl)
+    best = ops.viterbi(*chain.logits, lengths=chain.lengths, impl=listing_impl)
+    several = ops.k_best(*chain.logits, k=4, lengths=chain.lengths, impl=listing_impl)
     assert torch.equal(several.states[:, 0], best.states)
     assert_close_to_oracle(several.log_prob[:, 0], best.log_prob)
 
@@ -97,7 +97,7 @@ def test_float32_errs_no_more_than_twice_what_listing_paths_does(impl):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
-def test_long_sequence_against_its_closed_form(dtype, tolerance, impl):
+def test_long_sequence_against_its_closed_form(dtype, tolerance, quick_impl):
     # Ten blocks, each in favour of one state by 0.5 a step: staying is worth more than switching only in short runs.
     num_steps, num_blocks = 20_000, 10
     truth = torch.arange(num_blocks).remainder(2).repeat_interleave(num_steps // num_blocks)
@@ -106,7 +106,7 @@ def test_long_sequence_against_its_closed_form(dtype, tolerance, impl):
         torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64).log(),
         torch.nn.functional.one_hot(truth).double() / 2 - 1.3,
     ).to(dtype)
-    result = ops.viterbi(*chain.logits, impl=impl)
+    result = ops.viterbi(*chain.logits, impl=quick_impl)
     assert torch.equal(result.states, truth)
     switches = num_blocks - 1
     expected = math.log(0.5) + (num_steps - 1 - switches) * math.log(0.9) + switches * math.log(0.1) - 0.8 * num_steps

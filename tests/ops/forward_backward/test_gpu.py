@@ -1,0 +1,106 @@
+"""The forms of the Triton kernels that the chains of the common tests are too small for, made to take those as well."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from pyrohmm import ops
+from pyrohmm.ops.forward_backward import gpu
+from pyrohmm.testing import Chain, assert_within_budget, random_chain
+from pyrohmm.testing.strategies import chains
+from tests.ops.cases import AWKWARD, derivatives, examples
+
+FORMS = ["wide", "spans"]
+
+
+@pytest.fixture
+def form(request, monkeypatch) -> str:
+    """A launch a step for any number of states, or spans of two steps."""
+    if request.param == "wide":
+        monkeypatch.setattr(gpu, "WALK", 0)
+    else:
+        monkeypatch.setattr(gpu, "_span", lambda rows: 2 if rows.grid.num_steps >= 4 else None)
+    return request.param
+
+
+def assert_agrees_with_the_reference(chain: Chain, impl: str = "gpu") -> None:
+    for op in (ops.log_partition, ops.filter, *(partial(ops.smooth, transitions=which) for which in ("sum", "each"))):
+        ours, exact = (op(*chain.logits, lengths=chain.lengths, impl=which) for which in (impl, "reference"))
+        torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_awkward_chains(form, name):
+    assert_agrees_with_the_reference(AWKWARD[name])
+
+
+@pytest.mark.parametrize("transitions", ["shared", "constant", "each"])
+@pytest.mark.parametrize("impossible", [0.0, 0.3])
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_gradient_of_longer_chains(form, impossible, transitions):
+    # Spans of spans of spans.
+    chain = random_chain(
+        3, 11, (3,), transitions=transitions, lengths="ragged", poison=True, impossible=impossible, seed=3
+    )
+    assert_agrees_with_the_reference(chain)
+    ours, exact = (derivatives(partial(ops.log_partition, impl=impl), chain, 1) for impl in ("gpu", "reference"))
+    for what in exact:
+        torch.testing.assert_close(ours[what], exact[what], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_second_derivatives(form):
+    chain = random_chain(3, 5, (2,), transitions="constant", lengths="ragged", poison=True)
+    ours, exact = (derivatives(partial(ops.log_partition, impl=impl), chain, 2) for impl in ("gpu", "reference"))
+    for what in exact:
+        torch.testing.assert_close(ours[what], exact[what], rtol=1e-10, atol=1e-10)
+
+
+@settings(examples, max_examples=15)
+@given(chain=chains())
+def test_random_chains(chain):
+    assert_agrees_with_the_reference(chain)
+
+
+# Sides of tiles are powers of two, at least 2 or 16; a block has up to 16 sequences; from 65 states on, tiles.
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+@pytest.mark.parametrize(("num_states", "sequences"), [(2, 37), (5, 19), (17, 3), (33, 2), (64, 2), (65, 3), (130, 2)])
+def test_numbers_of_states_and_sequences(num_states, sequences, transitions):
+    chain = random_chain(num_states, 4, (sequences,), transitions=transitions, lengths="ragged", poison=True, seed=7)
+    assert_agrees_with_the_reference(chain)
+    # In log space as well.
+    masked = chain.transition_logits.clone()
+    masked[..., 0, 0] = -torch.inf
+    assert_agrees_with_the_reference(chain._replace(transition_logits=masked))
+
+
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_float32_errs_no_more_than_twice_what_the_reference_does(form, transitions):
+    chain = random_chain(20, 9, (3,), transitions=transitions, scale=3.0).to(torch.float32)
+    ours, reference = (ops.smooth(*chain.logits, impl=impl) for impl in ("gpu", "reference"))
+    exact = ops.smooth(*chain.to(torch.float64).logits, impl="reference")
+    for name in exact._fields:
+        assert_within_budget(getattr(ours, name), getattr(reference, name), getattr(exact, name))
+
+
+@pytest.mark.parametrize("num_states", [5, 70])
+def test_the_same_bits_every_time(num_states):
+    chain = random_chain(num_states, 6, (20,), lengths="ragged").to(torch.float32)
+    first, second = (derivatives(partial(ops.log_partition, impl="gpu"), chain, 1) for _ in range(2))
+    assert all(torch.equal(first[what], second[what]) for what in first)
+
+
+def test_time_is_cut_for_few_long_sequences_only(monkeypatch):
+    def how(num_states: int, num_steps: int, *batch: int) -> str:
+        logits = [torch.zeros(shape) for shape in ((num_states,), (num_states,) * 2, (*batch, num_steps, num_states))]
+        return ops.explain(*logits, impl="gpu").why
+
+    assert "spans of 64 steps" in how(2, 5000)
+    assert "spans of 256 steps" in how(2, 70_000, 2)
+    assert "walks through time" in how(2, 1000)
+    assert "walks through time" in how(2, 5000, 2000)
+    assert "a launch a step" in how(65, 5000)

@@ -1,0 +1,98 @@
+"""What the awkward chains are too small for: many states, blocks of several sequences, and ties among many."""
+
+import pytest
+import torch
+
+from pyrohmm import ops
+from pyrohmm.ops.chain import fit_chain
+from pyrohmm.ops.viterbi import gpu
+from pyrohmm.testing import Chain, random_chain
+from tests.ops.cases import AWKWARD
+
+
+def integers(*args, **kwargs) -> Chain:
+    """A chain with so many ties that few paths have no rival, none of them broken by rounding."""
+    chain = random_chain(*args, **kwargs, lengths="ragged")
+    return Chain(*(logits.round() for logits in chain.logits), chain.lengths)
+
+
+MANY = {
+    "shared": random_chain(70, 4, (5,), lengths="ragged", poison=True),
+    "constant": random_chain(65, 3, (2, 2), transitions="constant", broadcast=True, lengths="ragged", poison=True),
+    "each": random_chain(130, 3, (2,), transitions="each", lengths="ragged", poison=True),
+    "each for all": random_chain(70, 3, (3, 2), transitions="each", broadcast=True, lengths="ragged", poison=True),
+    "impossible": random_chain(150, 4, (2,), impossible=0.6, lengths="ragged", poison=True),
+    "impossible each": random_chain(70, 4, (3,), transitions="each", impossible=0.95, lengths="ragged", poison=True),
+    "scattered": random_chain(70, 4, (2, 2), contiguous=False, lengths="ragged", poison=True),
+    "ties": integers(130, 4, (2,)),
+    "ties each": integers(70, 4, (2,), transitions="each"),
+}
+# For these a program holds all in registers.
+FEW = {
+    f"{name} {num_states}": random_chain(
+        num_states, 5, (6,), transitions=name, impossible=0.1, lengths="ragged", poison=True
+    )
+    for num_states in (2, 5, 17, 33, 64)
+    for name in ("shared", "each")
+} | {"ties 17": integers(17, 8, (5,)), "ties 64": integers(64, 8, (5,), transitions="each")}
+
+AWKWARDEST = ["no_steps", "one_state_each", "one_step_each", "ragged_each", "broadcast_each", "impossible_sequences"]
+
+
+def assert_is_the_references(chain: Chain) -> None:
+    """The very same path, and the same potential but for the order in which it is added up."""
+    ours, expected = (ops.viterbi(*chain.logits, lengths=chain.lengths, impl=impl) for impl in ("gpu", "reference"))
+    assert torch.equal(ours.states, expected.states)
+    assert ours.log_prob.dtype == expected.log_prob.dtype
+    tolerance = 1e-10 if expected.log_prob.dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(ours.log_prob, expected.log_prob, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("chain", [*MANY.values(), *FEW.values()], ids=[*MANY, *FEW])
+def test_the_path_is_the_references(chain):
+    assert_is_the_references(chain)
+
+
+@pytest.mark.parametrize("name", ["shared", "each", "ties", "shared 17", "each 64", "ties 64"])
+def test_the_path_is_the_references_in_float32(name, monkeypatch):
+    monkeypatch.setattr(gpu, "WARPS", 1)
+    assert_is_the_references((MANY | FEW)[name].to(torch.float32))
+
+
+@pytest.mark.parametrize("name", [*MANY, "shared 17", "ties 17", *AWKWARDEST])
+def test_blocks_of_several_sequences(name, monkeypatch):
+    monkeypatch.setattr(gpu, "WARPS", 1)
+    assert_is_the_references((MANY | FEW | AWKWARD)[name])
+
+
+@pytest.mark.parametrize("name", ["constant", "each", "impossible each", "ties"])
+def test_more_states_than_a_program_goes_to(name, monkeypatch):
+    monkeypatch.setattr(gpu, "WARPS", 1)
+    monkeypatch.setattr(gpu, "TO", 64)
+    assert_is_the_references(MANY[name])
+
+
+@pytest.mark.parametrize("name", AWKWARDEST)
+def test_the_form_for_many_states_takes_few(name, monkeypatch):
+    monkeypatch.setattr(gpu, "WALK", 0)
+    monkeypatch.setattr(gpu, "TO", 64)
+    assert_is_the_references(AWKWARD[name])
+
+
+def test_of_three_hundred_states_on_its_own_accord():
+    assert gpu.TO == 256
+    assert_is_the_references(random_chain(300, 3, (2,), lengths=torch.tensor([3, 2]), poison=True))
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN")
+@pytest.mark.parametrize("num_states", [5, 70])
+def test_nan_leads_to_no_state_that_is_not_there(num_states, pytestconfig):
+    chain = random_chain(num_states, 4, (2,))
+    chain.observation_logits[:, 2] = torch.nan
+    states, _ = gpu.viterbi(fit_chain(*(logits.to(pytestconfig.getoption("--device")) for logits in chain.logits)))
+    assert (states >= -1).all() and (states < num_states).all()
+
+
+def test_k_best_has_no_kernel():
+    with pytest.raises(NotImplementedError, match="impl: 'gpu' .* k_best .* use 'auto' or 'reference'"):
+        ops.k_best(*random_chain().logits, k=2, impl="gpu")
