@@ -2,14 +2,15 @@
 
 import os
 import platform
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.problem import Shape
+from benchmarks.timing import Seconds, wall_seconds
 
 _PACKAGES = (
     *("pyrohmm", "torch", "pyro-ppl", "numba", "numpy"),
@@ -34,12 +35,18 @@ def describe() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
     }
-    for package in _PACKAGES:
+    return info | versions(_PACKAGES)
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """What is installed of each package."""
+    found = {}
+    for package in packages:
         try:
-            info[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            info[package] = "not installed"
-    return info
+            found[package] = "not installed"
+    return found
 
 
 def cpu_model() -> str:
@@ -63,29 +70,40 @@ def measure_ceilings(size: int = 2048, copied: int = 2**26, repeats: int = 10) -
     cached = torch.linspace(-10, 0, 2**17)
     out = torch.empty_like(cached)
     return Ceilings(
-        flops=2 * size**3 / _best(lambda: torch.mm(a, b, out=c), repeats),
-        bytes=2 * source.nbytes / _best(lambda: target.copy_(source), repeats),
-        exps=cached.numel() / _best(lambda: torch.exp(cached, out=out), 10 * repeats),
+        flops=2 * size**3 / best(lambda: torch.mm(a, b, out=c), repeats),
+        bytes=2 * source.nbytes / best(lambda: target.copy_(source), repeats),
+        exps=cached.numel() / best(lambda: torch.exp(cached, out=out), 10 * repeats),
     )
 
 
 def floor(operation: str, shape: Shape, ceilings: Ceilings) -> float:
     """Seconds that the operation takes at the least on this machine; derived in this folder's README."""
-    K, B, T, time_varying = shape
-    if time_varying:
-        transitions = 4 * B * (T - 1) * K**2
-        return transitions * (2 if operation in ("gradient", "smooth") else 1) / ceilings.bytes
+    if shape.time_varying:
+        return transition_bytes(operation, shape) / ceilings.bytes
     if operation == "viterbi":
         return shape.edges / (ceilings.flops / 4)
-    products = 1 if operation == "log_partition" else 3
-    return products * 2 * shape.edges / ceilings.flops + B * T * K / ceilings.exps
+    exps = shape.batch * shape.num_steps * shape.num_states
+    return product_flops(operation, shape) / ceilings.flops + exps / ceilings.exps
 
 
-def _best(function, repeats: int) -> float:
+def product_flops(operation: str, shape: Shape) -> float:
+    """Of the products with the matrix: forward, for the gradient also backward and for the counts."""
+    return (1 if operation == "log_partition" else 3) * 2 * shape.edges
+
+
+def transition_bytes(operation: str, shape: Shape) -> float:
+    """Of a matrix per step; one for all is too small to count."""
+    if not shape.time_varying:
+        return 0
+    return passes(operation) * 4 * shape.batch * (shape.num_steps - 1) * shape.num_states**2
+
+
+def passes(operation: str) -> int:
+    """Read, and written too where there are gradients."""
+    return 2 if operation in ("gradient", "smooth") else 1
+
+
+def best(function: Callable[[], Any], repeats: int, seconds: Seconds = wall_seconds) -> float:
+    """The shortest time of several runs, after one that does not count."""
     function()
-    seconds = []
-    for _ in range(repeats):
-        start = perf_counter()
-        function()
-        seconds.append(perf_counter() - start)
-    return min(seconds)
+    return min(seconds(function) for _ in range(repeats))

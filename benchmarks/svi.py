@@ -1,12 +1,15 @@
 """One step of stochastic variational inference on a hidden Markov model of Bernoulli tones, written in several ways."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.util import zero_grads
 from torch import Tensor
 
 import pyrohmm
@@ -26,13 +29,13 @@ class Size(NamedTuple):
 class Tones:
     """The model's tables, as logits, and the programs that use them; all are the same model of x (B, T, D)."""
 
-    def __init__(self, size: Size, seed: int = 0):
+    def __init__(self, size: Size, seed: int = 0, device: torch.device | str = "cpu"):
         generator = torch.Generator().manual_seed(seed)
         self.size = size
-        self.initial = torch.randn(size.num_states, generator=generator)
-        self.transition = torch.randn(size.num_states, size.num_states, generator=generator)
-        self.tones = torch.randn(size.num_states, size.tones, generator=generator)
-        self.x = torch.rand(size.batch, size.num_steps, size.tones, generator=generator).round()
+        self.initial = torch.randn(size.num_states, generator=generator).to(device)
+        self.transition = torch.randn(size.num_states, size.num_states, generator=generator).to(device)
+        self.tones = torch.randn(size.num_states, size.tones, generator=generator).to(device)
+        self.x = torch.rand(size.batch, size.num_steps, size.tones, generator=generator).round().to(device)
 
     def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         """The tables as Pyro parameters, the same ones in every program."""
@@ -65,7 +68,7 @@ class Tones:
     def ready_model(self) -> models.HMM:
         """`pyrohmm.models.HMM` with the same tables."""
         K, D = self.tones.shape
-        model = models.HMM(nn.BernoulliEmission(K, D), nn.Initial(K), nn.Transition(K))
+        model = models.HMM(nn.BernoulliEmission(K, D), nn.Initial(K), nn.Transition(K)).to(self.x.device)
         tables = (model.initial, self.initial), (model.transition, self.transition), (model.emission, self.tones)
         with torch.no_grad():
             for part, table in tables:
@@ -77,9 +80,9 @@ def no_guide(*args: object) -> None:
     """Nothing is latent but the states."""
 
 
-def prepare_steps(size: Size) -> dict[str, Job | None]:
+def prepare_steps(size: Size, device: torch.device | str = "cpu") -> dict[str, Job | None]:
     """A step of each way, with the learning rate 0 so that every step is the same; None where not installed."""
-    program = Tones(size)
+    program = Tones(size, device=device)
     model = program.ready_model()
     sequences = data.Sequences(program.x)
     trace = Trace_ELBO()
@@ -102,3 +105,30 @@ def step(program, guide, elbo, x) -> Job:
     """One `SVI.step` with Adam."""
     svi = SVI(program, guide, pyro.optim.Adam({"lr": 0.0}), elbo)
     return Job(lambda: svi.step(x), lambda loss: {"loss": torch.tensor(loss)})
+
+
+def prepare_unread_steps(size: Size, device: torch.device | str = "cpu") -> dict[str, Callable[[], Tensor]]:
+    """Our steps again, but the loss, which they return, stays on the device: `SVI.step` waits for it as a number."""
+    program = Tones(size, device=device)
+    model = program.ready_model()
+    return {
+        "pyrohmm loop": unread_step(program.loop, program.x),
+        "pyrohmm models.HMM": unread_step(model.model, data.Sequences(program.x)),
+    }
+
+
+def unread_step(program, x) -> Callable[[], Tensor]:
+    """What `SVI.step` does with `Trace_ELBO` and `no_guide`, but for reading the loss."""
+    optimizer = pyro.optim.Adam({"lr": 0.0})
+
+    def run() -> Tensor:
+        trace = poutine.trace(program).get_trace(x)
+        loss = -trace.log_prob_sum()
+        loss.backward()
+        sites = (site for site in trace.nodes.values() if site["type"] == "param")
+        parameters = {site["value"].unconstrained() for site in sites}
+        optimizer(parameters)
+        zero_grads(parameters)
+        return loss.detach()
+
+    return run

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column to the left, the others to the right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
+def markdown(header: Sequence[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
+    """A table; so many columns to the left, the others to the right."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
     lines = [f"| {' | '.join(header)} |", f"|{'|'.join(rule)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 

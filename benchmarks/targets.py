@@ -4,10 +4,20 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from benchmarks import device
+from benchmarks.machine import product_flops
 from benchmarks.problem import Shape
 from benchmarks.timing import Timing
 
 HMMLEARN = ("hmmlearn log", "hmmlearn scaled")
+
+# What the GPU's targets are about.
+MANY = Shape(16, 4096, 1000)
+WIDE = Shape(64, 1024, 512)
+STREAM = Shape(32, 256, 512, time_varying=True)
+LONG = Shape(8, 1, 1_000_000)
+HUGE = Shape(4096, 64, 256)
+PITCH = Shape(1440, 512, 100)
 
 
 class Cell(NamedTuple):
@@ -29,9 +39,10 @@ class Cell(NamedTuple):
         return theirs / ours if theirs and ours else None
 
     @property
-    def over_floor(self) -> float:
+    def over_floor(self) -> float | None:
         """Our time as a multiple of the floor."""
-        return (self.seconds("pyrohmm") or math.nan) / self.floor
+        ours = self.seconds("pyrohmm")
+        return ours and ours / self.floor
 
 
 class Target(NamedTuple):
@@ -91,6 +102,49 @@ def targets(cells: Sequence[Cell], steps: Mapping[str, Timing | None], processes
     return found
 
 
+def gpu_targets(cells: Sequence[Cell], ceilings: device.Ceilings) -> list[Target]:
+    """Every target of the GPU with what this run measured."""
+    by_name = {(cell.operation, cell.shape): cell for cell in cells}
+
+    def seconds(operation: str, shape: Shape) -> float | None:
+        cell = by_name.get((operation, shape))
+        return cell and cell.seconds("pyrohmm")
+
+    def share(work: float, rate: float, operation: str, shape: Shape) -> float | None:
+        ours = seconds(operation, shape)
+        return ours and work / rate / ours
+
+    def ratio(operation: str, shape: Shape, column: str) -> float | None:
+        cell = by_name.get((operation, shape))
+        return cell and cell.ratio(column)
+
+    def of_memory(operation: str, shape: Shape) -> float | None:
+        return share(device.memory_floor(operation, shape, ceilings), 1.0, operation, shape)
+
+    def inverse(value: float | None) -> float | None:
+        return value and 1 / value
+
+    products, ours = product_flops("log_partition", WIDE), seconds("gradient", LONG)
+    found = [
+        Target(f"gradient ({MANY}): ours / memory floor", inverse(of_memory("gradient", MANY)), at_most=6),
+        Target(f"gradient ({MANY}): DiscreteHMM / ours", ratio("gradient", MANY, "DiscreteHMM"), at_least=50),
+        Target(
+            f"log_partition ({WIDE}): share of the rate of float32 products",
+            share(products, ceilings.flops, "log_partition", WIDE),
+            at_least=0.3,
+        ),
+        Target(f"log_partition ({STREAM}): share of the copy", of_memory("log_partition", STREAM), at_least=0.6),
+        Target(f"gradient ({STREAM}): share of the copy", of_memory("gradient", STREAM), at_least=0.5),
+        Target(f"gradient ({LONG}): ms", ours and 1e3 * ours, at_most=2),
+    ]
+    for operation in ("log_partition", "gradient"):
+        over = inverse(ratio(operation, HUGE, "bare products"))
+        found.append(Target(f"{operation} ({HUGE}): ours / bare products", over, at_most=2))
+    pitch = share(device.instructions(PITCH), ceilings.instructions, "viterbi", PITCH)
+    found.append(Target(f"viterbi ({PITCH}): share of the instructions", pitch, at_least=0.25))
+    return found
+
+
 def _mean(ratios: Iterable[float | None]) -> float | None:
     logs = [math.log(ratio) for ratio in ratios if ratio]
     return math.exp(sum(logs) / len(logs)) if logs else None
@@ -100,5 +154,5 @@ def _least(ratios: Iterable[float | None]) -> float | None:
     return min((ratio for ratio in ratios if ratio), default=None)
 
 
-def _most(values: Iterable[float]) -> float | None:
-    return max(values, default=None)
+def _most(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value), default=None)

@@ -1,5 +1,6 @@
 """Other libraries, one file each. None of them is needed: a library that is not installed has an empty column."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -11,12 +12,18 @@ _COLUMNS = {
     "hmmlearn log": ("hmmlearn", "benchmarks.peers.hmmlearn", "prepare_log"),
     "hmmlearn scaled": ("hmmlearn", "benchmarks.peers.hmmlearn", "prepare_scaled"),
     "DiscreteHMM": ("pyro", "benchmarks.peers.discrete_hmm", "prepare"),
+    "torch loop": ("torch", "benchmarks.peers.torch_loop", "prepare"),
+    "torbi": ("torbi", "benchmarks.peers.torbi", "prepare"),
+    "bare products": ("torch", "benchmarks.peers.products", "prepare"),
 }
+CPU = ("dynamax", "hmmlearn log", "hmmlearn scaled", "DiscreteHMM")
+GPU = ("DiscreteHMM", "torch loop", "dynamax", "torbi", "bare products")
 
 
-def peers() -> dict[str, Prepare | None]:
+def peers(columns: Sequence[str] = CPU) -> dict[str, Prepare | None]:
     """The `prepare` of each column; None where the library is not installed."""
-    return {
-        column: getattr(import_module(module), name) if find_spec(package) else None
-        for column, (package, module, name) in _COLUMNS.items()
-    }
+    found = {}
+    for column in columns:
+        package, module, name = _COLUMNS[column]
+        found[column] = getattr(import_module(module), name) if find_spec(package) else None
+    return found

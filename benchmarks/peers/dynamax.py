@@ -1,6 +1,7 @@
 """dynamax: JAX, compiled, vmap over sequences. Takes probabilities, and log-likelihoods of the observations."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,44 @@ from torch import Tensor
 
 from benchmarks.problem import Job, Problem, path_score
 
+# Seconds for each step on a GPU, roughly: JAX starts the kernels of a loop's body one by one.
+_GPU_SECONDS = 1e-4
 
-def prepare(operation: str, problem: Problem) -> Job:
-    """Set an operation of dynamax up; the first run compiles it.
 
-    Only what the operation asks for leaves the compiled function, so that the compiler may drop the rest.
-    """
+def prepare(operation: str, problem: Problem) -> Job | None:
+    """Set an operation of dynamax up; the first run compiles it. None where JAX has not the device that torch has."""
     shape, *logits = problem
-    logits = [jnp.asarray(tensor.numpy()) for tensor in logits]
-    over_sequences = partial(jax.vmap, in_axes=(None, 0 if shape.time_varying else None, 0))
+    on_gpu = problem.observation.is_cuda
+    if on_gpu != (jax.default_backend() == "gpu"):
+        return None
+    if on_gpu:
+        jax.config.update("jax_default_matmul_precision", "highest")  # its default there is TF32
+    compiled = _compiled(operation, shape.time_varying)
+    args = [jnp.asarray(tensor.cpu().numpy()) for tensor in logits]
+    if operation != "gradient":
+        args = [jnp.exp(args[0]), jnp.exp(args[1]), args[2]]
+
+    def read(value) -> dict[str, Tensor]:
+        match operation:
+            case "log_partition":
+                return {"log_partition": _tensor(value)}
+            case "gradient":
+                names = ("total", "d_initial", "d_transition", "d_observation")
+                value = value[0], *value[1]
+            case "smooth":
+                names = ("log_partition", "state_marginals", "transition_marginals")
+            case "viterbi":
+                return {"score": path_score(problem, _tensor(value))}
+        return dict(zip(names, map(_tensor, value), strict=True))
+
+    seconds = _GPU_SECONDS * shape.num_steps if on_gpu else 0.0
+    return Job(lambda: jax.block_until_ready(compiled(*args)), read, seconds)
+
+
+@cache
+def _compiled(operation: str, time_varying: bool) -> Callable:
+    """An operation on all sequences; only what it asks for leaves it, so that the compiler may drop the rest."""
+    over_sequences = partial(jax.vmap, in_axes=(None, 0 if time_varying else None, 0))
     log_z = over_sequences(lambda *args: hmm_filter(*args).marginal_loglik)
 
     def total(initial, transition, observation):
@@ -29,33 +59,16 @@ def prepare(operation: str, problem: Problem) -> Job:
         result = hmm_smoother(*args)
         return result.marginal_loglik, result.smoothed_probs, result.trans_probs
 
-    probs = [jnp.exp(logits[0]), jnp.exp(logits[1]), logits[2]]
     match operation:
         case "log_partition":
-            return _job(log_z, probs, lambda value: {"log_partition": _tensor(value)})
+            return jax.jit(log_z)
         case "gradient":
-            names = ("d_initial", "d_transition", "d_observation")
-
-            def read(value):
-                gradients = zip(names, map(_tensor, value[1]), strict=True)
-                return {"total": _tensor(value[0]), **dict(gradients)}
-
-            return _job(jax.value_and_grad(total, argnums=(0, 1, 2)), logits, read)
+            return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
         case "smooth":
-            names = ("log_partition", "state_marginals", "transition_marginals")
-            return _job(over_sequences(smooth), probs, lambda value: dict(zip(names, map(_tensor, value), strict=True)))
+            return jax.jit(over_sequences(smooth))
         case "viterbi":
-            return _job(
-                over_sequences(hmm_posterior_mode),
-                probs,
-                lambda states: {"score": path_score(problem, _tensor(states))},
-            )
+            return jax.jit(over_sequences(hmm_posterior_mode))
     raise ValueError(f"operation: unknown {operation!r}")
-
-
-def _job(function, args, read) -> Job:
-    compiled = jax.jit(function)
-    return Job(lambda: jax.block_until_ready(compiled(*args)), read)
 
 
 def _tensor(array: jax.Array) -> Tensor:

@@ -6,12 +6,15 @@ import torch
 
 from benchmarks import __main__, cpu, fresh, machine
 from benchmarks.cpu import QUICK, SHAPES, Settings
+from benchmarks.measure import Effort
 from benchmarks.peers import peers
 from benchmarks.problem import OPERATIONS, DisagreementError, Job, Shape
 from benchmarks.svi import Size
 
 TINY = Settings(
-    shapes=[Shape(2, 1, 4), Shape(3, 2, 3, time_varying=True)], rounds=1, warmups=0, svi_size=Size(2, 3, 4, 2)
+    shapes=[Shape(2, 1, 4), Shape(3, 2, 3, time_varying=True)],
+    effort=Effort(rounds=1, warmups=0),
+    svi_size=Size(2, 3, 4, 2),
 )
 
 
@@ -39,7 +42,7 @@ def test_command_line_saves_both_files(
 ) -> None:
     monkeypatch.setattr(cpu, "QUICK", TINY)
     monkeypatch.setattr(cpu, "peers", lambda: {"dynamax": None})
-    __main__.main(["cpu", "--quick", "--rounds", "2", "--output", str(tmp_path / "new" / "run")])
+    assert __main__.main(["cpu", "--quick", "--rounds", "2", "--output", str(tmp_path / "new" / "run")]) == 0
     saved = json.loads((tmp_path / "new" / "run.json").read_text())
     assert saved["cells"][0]["timings"]["pyrohmm"]["rounds"] == 2
     assert (tmp_path / "new" / "run.md").read_text() == capsys.readouterr().out
@@ -53,7 +56,7 @@ def test_wrong_answers_are_not_timed() -> None:
 
 
 def test_what_takes_too_long_is_left_out() -> None:
-    slow = Job(lambda: pytest.fail("was run"), lambda value: {}, seconds=TINY.longest + 1)
+    slow = Job(lambda: pytest.fail("was run"), lambda value: {}, seconds=TINY.effort.longest + 1)
     ceilings = machine.Ceilings(1.0, 1.0, 1.0)
     cell = cpu.measure_cell("viterbi", Shape(2, 1, 4), {"slow": lambda *_: slow}, ceilings, TINY)
     assert cell.timings["slow"] is None and cell.timings["pyrohmm"] is not None

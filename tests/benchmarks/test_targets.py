@@ -1,7 +1,8 @@
 import pytest
 
+from benchmarks.device import Ceilings
 from benchmarks.problem import Shape
-from benchmarks.targets import Cell, Target, targets
+from benchmarks.targets import HUGE, LONG, MANY, PITCH, STREAM, WIDE, Cell, Target, gpu_targets, targets
 from benchmarks.timing import Timing
 
 
@@ -56,3 +57,45 @@ def test_targets(what: str, measured: float | None, verdict: str) -> None:
 def test_goal_in_words() -> None:
     assert Target("", 1.0, at_least=2).goal == "at least 2"
     assert Target("", 1.0, at_most=0.5).goal == "at most 0.5"
+
+
+# Rates at which the goals are round numbers of seconds.
+GPU_CELLS = [
+    cell("gradient", MANY, 3.0, DiscreteHMM=180.0),
+    cell("log_partition", WIDE, 4.0),
+    cell("log_partition", STREAM, 2.0),
+    cell("gradient", LONG, 0.003),
+    cell("gradient", HUGE, 3.0, **{"bare products": 2.0}),
+    cell("viterbi", PITCH, 5.0),
+]
+GPU_CEILINGS = Ceilings(
+    flops=2.0 * WIDE.edges,
+    tf32_flops=1.0,
+    bytes=4.0 * MANY.batch * MANY.num_steps * MANY.num_states,
+    instructions=2.0 * PITCH.edges,
+)
+GPU_FOUND = {target.what: target for target in gpu_targets(GPU_CELLS, GPU_CEILINGS)}
+
+
+@pytest.mark.parametrize(
+    ("what", "measured", "verdict"),
+    [
+        ("gradient (16, 4096, 1000): ours / memory floor", 1.5, "reached"),
+        ("gradient (16, 4096, 1000): DiscreteHMM / ours", 60.0, "reached"),
+        ("log_partition (64, 1024, 512): share of the rate of float32 products", 0.25, "**not reached**"),
+        (
+            "log_partition (32, 256, 512 per step): share of the copy",
+            (256 * 511 * 1024 + 256 * 512 * 32) / (16 * 4096 * 1000) / 2,
+            "reached",
+        ),
+        ("gradient (32, 256, 512 per step): share of the copy", None, "not measured"),
+        ("gradient (8, 1, 1000000): ms", 3.0, "**not reached**"),
+        ("gradient (4096, 64, 256): ours / bare products", 1.5, "reached"),
+        ("log_partition (4096, 64, 256): ours / bare products", None, "not measured"),
+        ("viterbi (1440, 512, 100): share of the instructions", 0.2, "**not reached**"),
+    ],
+)
+def test_gpu_targets(what: str, measured: float | None, verdict: str) -> None:
+    assert len(GPU_FOUND) == 9
+    assert GPU_FOUND[what].measured == (measured if measured is None else pytest.approx(measured))
+    assert GPU_FOUND[what].verdict == verdict

@@ -1,9 +1,10 @@
 from time import perf_counter, sleep
 
 import pytest
+import torch
 
 from benchmarks import timing
-from benchmarks.timing import interleaved
+from benchmarks.timing import device_seconds, interleaved, queued_seconds
 
 
 def test_each_function_runs_in_its_turn_until_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +34,14 @@ def test_fewer_rounds_where_they_are_long() -> None:
 def test_times_are_seconds() -> None:
     found = interleaved({"sleep": lambda: sleep(0.02)}, rounds=3, warmups=0)["sleep"]
     assert 0.02 <= found.smallest <= found.median <= found.largest
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_host_and_device_are_timed_apart() -> None:
+    a = torch.ones(2048, 2048, device="cuda")
+    a @ a
+    queued = queued_seconds(lambda: a @ a)
+    assert 0 < queued.device < 0.1 and 0 < queued.host < 0.1  # the idle time before does not count
+    assert device_seconds(lambda: a @ a) > 0
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        queued_seconds(lambda: a.sum().item())
