@@ -28,7 +28,9 @@ from pyrohmm.ops.grid import (
 )
 
 # Up to so many states, a program holds the messages of its sequences and a matrix in registers.
-WALK = 64
+WALK = {torch.float32: 64, torch.float64: 32}
+# Up to so many, it counts transitions as well; beyond, that is a product over time afterwards.
+COUNT = {torch.float32: 32, torch.float64: 16}
 # Steps whose transition marginals are added up in the precision of the potentials before float64 takes over.
 FLUSH = 32
 # Time is cut into spans for at least so many steps, and at most so many rows of the messages that walk side by side.
@@ -126,8 +128,8 @@ def explain(chain: Chain) -> tuple[str, str]:
     """The form that this chain takes, "scaled" or "log", and why; and how programs share the work."""
     rows = _rows(chain)
     span = _span(rows)
-    if chain.num_states > WALK:
-        how = f"more than {WALK} states take a launch a step"
+    if not _walks(chain):
+        how = f"more than {WALK[chain.observation.dtype]} states take a launch a step"
     elif span:
         how = f"few long sequences are cut into spans of {span} steps"
     else:
@@ -146,7 +148,7 @@ def explain(chain: Chain) -> tuple[str, str]:
 
 def partition(chain: Chain, *, keep: bool) -> tuple[Tensor, Messages | gpu_wide.Messages]:
     """Log Z (*batch), and the messages, without values unless they are to be kept."""
-    if chain.num_states > WALK:
+    if not _walks(chain):
         return gpu_wide.partition(chain, keep=keep)
     messages = _partition(_rows(chain), chain.observation, keep=keep)
     return messages.log_z.to(chain.observation.dtype).view(chain.batch_shape), messages
@@ -154,7 +156,7 @@ def partition(chain: Chain, *, keep: bool) -> tuple[Tensor, Messages | gpu_wide.
 
 def filter(chain: Chain) -> tuple[Tensor, Tensor]:
     """Filtered state log-probabilities (*batch, T, K) and log-evidence of each step (*batch, T)."""
-    if chain.num_states > WALK:
+    if not _walks(chain):
         return gpu_wide.filter(chain)
     out = _forward(_rows(chain), chain.observation, filtered=True)
     shape = (*chain.batch_shape, chain.num_steps)
@@ -178,7 +180,7 @@ def smooth(
 
 def has_hessian_product(chain: Chain) -> bool:
     """Whether there is one for this chain."""
-    return chain.num_states <= WALK
+    return _walks(chain)
 
 
 def hessian_product(
@@ -214,6 +216,11 @@ def hessian_product(
         states.sum_to_size(chain.observation.shape),
         expectation.view(chain.batch_shape),
     )
+
+
+def _walks(chain: Chain) -> bool:
+    """Whether programs walk through time, instead of meeting at every step."""
+    return chain.num_states <= WALK[chain.observation.dtype]
 
 
 def _rows(chain: Chain) -> Rows:
@@ -413,7 +420,13 @@ def _smooth_shared(
     shape, batch = chain.transition.shape[:-3], chain.batch_shape
     if reduce and matrices.shape == shape:
         # Both kernels count for each block; one of the two has not run.
-        scaled = _backward_scaled(walk, states, count=True)
+        if K <= COUNT[states.dtype]:
+            scaled = _backward_scaled(walk, states, count=True)
+        else:
+            left, right = torch.zeros_like(states), torch.zeros_like(states)
+            _backward_scaled(walk, states, left=left, right=right)
+            groups = blocks(shape, batch, max(1, B // max(1, shape.numel())), states.device)
+            scaled = gpu_counts.sums_of_scaled(groups, messages.rows.grid.lengths, matrices.passed, left, right)
         logs = _backward_log(walk, states, *_log_form(walk.rows), count=True)
         counts = torch.where((matrices.passed > 0)[:, None, None], scaled * matrices.chances, logs)
         # Where there is no second step, there may be no matrices.
@@ -537,8 +550,8 @@ def _backward_log(
         ONWARD=onward is not None,
         PAIRS=pairs is not None,
         COUNTS=count,
-        FLUSH=FLUSH,
-        **options,
+        FLUSH=FLUSH if K <= COUNT[states.dtype] else 1,  # sums of many pairs do not fit into registers as well
+        **(options if tangent is None else options | {"STAGES": 1}),
     )
     return counts.view(parts.groups, -1, K, K).sum(1)
 
@@ -571,15 +584,20 @@ def _condition(
 def _scaled_form(rows: Rows) -> tuple[Blocks, dict]:
     """Blocks, and the options of kernels that keep probabilities."""
     side = max(16, power_of_two(rows.grid.num_states))
-    options = {"N": 16, "S": side, "PRECISION": PRECISION, "STAGES": 3, "num_warps": max(1, side // 16)}
+    # Of 16 states in float32 there is too little to do for more than one.
+    single = side == 16 and rows.grid.observation.values.dtype == torch.float32
+    warps = 1 if single else side // 8
+    options = {"N": 16, "S": side, "PRECISION": PRECISION, "STAGES": 3, "num_warps": warps}
     return rows.blocks(16), options
 
 
 def _log_form(rows: Rows) -> tuple[Blocks, dict]:
     """Blocks, and the options of kernels that keep log-probabilities."""
     side = max(2, power_of_two(rows.grid.num_states))
-    count = max(1, min(16, 2048 // side**2))
-    warps = max(1, min(8, count * side**2 // 512))
+    # Pairs of states of a warp: more would not fit into its registers, in the kernel of second derivatives.
+    pairs = 256 if rows.grid.observation.values.dtype == torch.float32 else 128
+    count = max(1, min(16, (4 if side <= 8 else 2) * pairs // side**2))
+    warps = max(1, min(8, count * side**2 // pairs))
     return rows.blocks(count), {"N": count, "S": side, "STAGES": 2, "num_warps": warps}
 
 

@@ -60,14 +60,14 @@ def sums_of_logs(
 def _room(groups: Blocks, like: Tensor) -> tuple[int, int, int, int, Tensor]:
     """The side of a tile, how many there are in a row, into how many spans time is cut, their length, room for sums."""
     _, T, K = like.shape
-    tile = min(max(16, power_of_two(K)), 64)
+    tile = min(max(16, power_of_two(K)), 32)
     tiles = -(-K // tile)
     splits = max(1, min(-(-T // 64), PROGRAMS // max(1, groups.groups * tiles * tiles)))
     sums = like.new_zeros(groups.groups, splits, K, K, dtype=torch.float64)
     return tile, tiles, splits, -(-T // splits), sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["members", "splits", "span", "num_steps"])
 def scaled(
     order,
     members,
@@ -107,7 +107,7 @@ def scaled(
     tl.store(sums + here, total, (i < K)[:, None] & (j < K)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["members", "splits", "span", "num_steps"])
 def logs(
     order,
     members,

@@ -35,7 +35,7 @@ def softmax(logits):
     return chances / tl.where(mass == 0.0, 1.0, mass)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "num_steps"])
 def forward(
     order,
     each,
@@ -189,7 +189,7 @@ def condition(
     tl.store(expectation + rows, tl.sum(terms, 1), present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "num_steps"])
 def backward(
     order,
     each,

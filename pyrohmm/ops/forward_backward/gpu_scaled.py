@@ -16,7 +16,7 @@ def exact_log_of(mass):
     return log_of(mass.to(tl.float64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each"])
 def forward(
     order,
     each,
@@ -103,7 +103,7 @@ def forward(
         tl.store(onward + rows[:, None] * K + state[None, :], following, present[:, None] & real[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "num_steps"])
 def backward(
     order,
     each,

@@ -214,7 +214,8 @@ def _scaled_blocks(chain: Chain, matrices: Matrices | None) -> Blocks:
     """Many sequences share the reading of a matrix."""
     shape = torch.Size() if matrices is None else matrices.shape
     members = chain.batch_shape.numel() // max(1, shape.numel())
-    return blocks(shape, chain.batch_shape, min(64, max(16, power_of_two(max(1, members)))), chain.observation.device)
+    most = 64 if chain.observation.dtype == torch.float32 else 32
+    return blocks(shape, chain.batch_shape, min(most, max(16, power_of_two(max(1, members)))), chain.observation.device)
 
 
 def _log_blocks(chain: Chain, matrices: Matrices | None) -> Blocks:
@@ -226,10 +227,10 @@ def _scaled_options(parts: Blocks, tiles: int) -> dict:
     return {
         "N": parts.rows,
         "TILE": TILE,
-        "TERMS": 64,
+        "TERMS": 32 if parts.rows > 32 else 64,
         "TILES": max(2, power_of_two(tiles)),
         "PRECISION": PRECISION,
-        "num_warps": 4,
+        "num_warps": 8 if parts.rows > 32 else 4,
     }
 
 
@@ -251,7 +252,7 @@ def parts_at(parts, start, t, inside, tiles, other, TILES: tl.constexpr):
     return tl.load(parts + (start + t)[:, None] * tiles + tile[None, :], mask, other=other)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "t", "slots", "tiles"])
 def forward_scaled(
     order,
     each,
@@ -310,7 +311,7 @@ def forward_scaled(
         tl.store(log_probs + (start + t)[:, None] * K + state[None, :], log_of(predicted) + logits, both)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "t", "tiles"])
 def backward_scaled(
     order,
     each,
@@ -366,7 +367,7 @@ def backward_scaled(
     tl.store(parts + (start + t) * tiles + tl.program_id(1), tl.sum(product, 1), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "t", "slots", "tiles"])
 def forward_log(
     order,
     each,
@@ -438,7 +439,7 @@ def forward_log(
         tl.store(log_probs + (start + t)[:, None] * K + state[None, :], joint, both)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["each", "t", "tiles"])
 def backward_log(
     order,
     each,

@@ -17,7 +17,7 @@ def invert(logits, uniform, S: tl.constexpr):
     return tl.minimum(tl.min(tl.where(some & passed, state, S), 1), last)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_paths", "num_sequences", "num_steps"])
 def sample(
     num_paths,
     num_sequences,

@@ -124,7 +124,7 @@ def sweep(
         tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences"])
 def trace(
     num_sequences,
     lengths,

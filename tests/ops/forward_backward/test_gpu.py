@@ -19,7 +19,7 @@ FORMS = ["wide", "spans"]
 def form(request, monkeypatch) -> str:
     """A launch a step for any number of states, or spans of two steps."""
     if request.param == "wide":
-        monkeypatch.setattr(gpu, "WALK", 0)
+        monkeypatch.setattr(gpu, "WALK", dict.fromkeys(gpu.WALK, 0))
     else:
         monkeypatch.setattr(gpu, "_span", lambda rows: 2 if rows.grid.num_steps >= 4 else None)
     return request.param
