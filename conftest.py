@@ -12,7 +12,6 @@ settings.register_profile("pyrohmm", settings(), deadline=None)
 settings.load_profile("pyrohmm")
 
 
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`pytest tests/ops --device cuda` runs the tests of the ops on a GPU."""
     parser.addoption("--device", default="cpu", help="where the ops compute in tests/ops (default: cpu)")

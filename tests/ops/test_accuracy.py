@@ -305,9 +305,9 @@ def deterministic(num_states: int, num_steps: int) -> tuple[Chain, Exact]:
 
 @both_dtypes
 @pytest.mark.parametrize(("form", "num_states"), [(memoryless, 1), (memoryless, 3), (deterministic, 3)])
-def test_closed_forms(form, num_states, dtype, impl):
+def test_closed_forms(form, num_states, dtype, quick_impl):
     chain, expected = form(num_states, 200)
-    assert_accurate(chain.to(dtype), expected, impl)
+    assert_accurate(chain.to(dtype), expected, quick_impl)
 
 
 @both_dtypes

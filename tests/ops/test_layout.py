@@ -10,7 +10,6 @@ import torch
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain, fit_chain
 from pyrohmm.ops.layout import Batch, Flat, flat
-from pyrohmm.ops.places import groups
 from pyrohmm.testing import random_chain
 
 
@@ -111,13 +110,6 @@ def test_sequences_that_share_memory_have_one_number():
     found = flat(numbered(3, 3).expand(4, 5, 3, 3), torch.Size([4]), 3)
     assert found.index.tolist() == [0] * 4 and found.step == 0
     assert flat(numbered(2, 3), torch.Size([3, 2]), 1).index.tolist() == [0, 3] * 3
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3), (2, 1), (2, 3), (1, 1, 1), (4, 1, 3), (4, 2, 1), (4, 2, 3)])
-@pytest.mark.parametrize("batch_shape", [(4, 2, 3), (0, 4, 2, 3)])
-def test_groups(shape, batch_shape):
-    numbers = torch.arange(math.prod(shape)).reshape(shape).expand(batch_shape)
-    assert groups(torch.Size(shape), torch.Size(batch_shape)).tolist() == numbers.flatten().tolist()
 
 
 def as_chain(**kwargs) -> Chain:

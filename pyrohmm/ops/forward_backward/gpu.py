@@ -106,7 +106,7 @@ class Walk(NamedTuple):
     pairs: Tensor
 
 
-class Scratch(NamedTuple):
+class Results(NamedTuple):
     """Where the forward pass writes; what is not wanted has no steps.
 
     Attributes:
@@ -235,12 +235,12 @@ def _forward(
     onward: bool = False,
     filtered: bool = False,
     into: Tensor | None = None,
-) -> Scratch:
+) -> Results:
     """Walk forward and return what is asked for, in the dtype of `like`; messages in the memory that is given."""
     grid, matrices = rows.grid, rows.matrices
     B, T, K = len(grid.lengths), grid.num_steps, grid.num_states
     log_probs = like.new_full((B, T if filtered else 0, K), -torch.inf)
-    out = Scratch(
+    out = Results(
         like.new_zeros(B, dtype=torch.float64),
         like.new_empty(B, T if keep else 0, K) if into is None else into,
         like.new_empty(B if onward else 0, K),
