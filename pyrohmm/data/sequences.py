@@ -340,8 +340,10 @@ class Sequences:
             order = torch.randperm(len(self), generator=generator, device=device)
         else:
             order = torch.arange(len(self))
-        order = order.to(self.x.device)
-        return (self._select(rows, int(self.lengths[rows].max())) for rows in order.split(batch_size))
+        rows = order.to(self.x.device).split(batch_size)
+        # Asked for all at once: on a GPU, each question waits for the device.
+        longest = torch.stack([self.lengths[some].max() for some in rows]).tolist()
+        return (self._select(some, steps) for some, steps in zip(rows, longest, strict=True))
 
     def split(self, fractions: Sequence[float], seed: int = 0) -> tuple["Sequences", ...]:
         """Random parts, each a set of its own (see :meth:`as_whole`) in the original order.

@@ -29,14 +29,15 @@ def fill_unread(value: Tensor, read: Tensor, fn: torch.distributions.Distributio
     batch, event = value.shape[: value.dim() - event_dim], value.shape[value.dim() - event_dim :]
     batch = torch.broadcast_shapes(batch, read.shape)
     value, read = value.expand(batch + event), read.expand(batch)
-    if read.all() or value.numel() == 0:
+    # Elsewhere than on the CPU, to ask is to wait for the device.
+    ask = value.device.type == "cpu"
+    if value.numel() == 0 or (ask and read.all()):
         return value
-    if read.any():
-        # argmax of the mask is its first True.
-        filler = value.reshape(-1, *event)[read.reshape(-1).int().argmax()]
-    else:
-        # No data at all: the distribution itself knows a value of its support.
-        filler = fn.sample().reshape(-1, *event)[0].to(value.dtype)
+    # argmax of the mask is its first True.
+    filler = value.reshape(-1, *event)[read.reshape(-1).int().argmax()]
+    if not (ask and read.any()):
+        # If there is no data at all, the distribution itself knows a value of its support.
+        filler = torch.where(read.any(), filler, fn.sample().reshape(-1, *event)[0].to(value.dtype))
     filled = torch.where(read[(..., *(None,) * event_dim)], value, filler)
     support = fn.support if fn._validate_args else None  # what validation would refuse
     if support is None:

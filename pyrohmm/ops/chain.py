@@ -130,7 +130,7 @@ def fit_chain(
     transition = transition_logits.unsqueeze(0) if transition_logits.dim() == 2 else transition_logits
     num_steps, device = observation_logits.shape[-2], observation_logits.device
     if lengths is not None:
-        _check_lengths(lengths, num_steps)
+        check_lengths(lengths, num_steps)
         lengths = lengths.to(device, torch.int64)
     batch_shape = _broadcast(
         initial_logits.shape[:-1],
@@ -322,7 +322,13 @@ def check_integers(lengths: Tensor) -> None:
         raise TypeError(f"lengths: expected an int64 tensor, got {got}")
 
 
-def _check_lengths(lengths: Tensor, num_steps: int) -> None:
+def check_lengths(lengths: Tensor, num_steps: int) -> None:
+    """Raise unless lengths are integers in 0..T.
+
+    Raises:
+        TypeError: no integer tensor.
+        ValueError: out of range; elsewhere than on the CPU only where torch's distribution validation is on.
+    """
     check_integers(lengths)
     # On the CPU always: compiled code would read beyond the end. Elsewhere the question costs a synchronisation.
     if lengths.device.type == "cpu" or Distribution._validate_args:

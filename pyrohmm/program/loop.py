@@ -15,7 +15,8 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyrohmm.ops.chain import check_integers, valid_steps
+from pyrohmm.ops.chain import check_lengths as check_range
+from pyrohmm.ops.chain import valid_steps
 
 
 class LoopMessenger(Messenger):
@@ -157,9 +158,7 @@ def check_lengths(lengths: Tensor | None, num_steps: int, dim: int) -> None:
     """
     if lengths is None:
         return
-    check_integers(lengths)
-    if lengths.numel() and not (int(lengths.min()) >= 0 and int(lengths.max()) <= num_steps):
-        raise ValueError(f"lengths: expected values in 0..{num_steps}, got {int(lengths.min())}..{int(lengths.max())}")
+    check_range(lengths, num_steps)
     plates = enclosing_plates()
     for position in range(1, lengths.dim() + 1):
         size, plate = lengths.shape[-position], plates.get(dim - position)

@@ -271,7 +271,9 @@ def test_long_sequences(name, dtype, compiled):
 @both_dtypes
 @pytest.mark.parametrize("num_steps", [150, pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LONG_NAMES)
-def test_errors_grow_no_faster_with_time_than_the_references(name, num_steps, dtype, impl):
+def test_errors_grow_no_faster_with_time_than_the_references(name, num_steps, dtype, impl, request):
+    if name not in ("blocks_that_take_turns", "each"):
+        impl = request.getfixturevalue("quick_impl")
     chain, expected = long_truth(name, num_steps)
     assert_accurate(chain.to(dtype), expected, impl)
 

@@ -47,7 +47,7 @@ def test_a_watch_sees_what_would_wait():
 def test_nothing_waits(num_states, transitions, monkeypatch):
     monkeypatch.setattr(Distribution, "_validate_args", False)
     # Lengths on the CPU, and only there, are looked at in any case.
-    monkeypatch.setattr(chain_module, "_check_lengths", unwatched(chain_module._check_lengths))
+    monkeypatch.setattr(chain_module, "check_lengths", unwatched(chain_module.check_lengths))
     monkeypatch.setattr(api, "clear_padding", unwatched(api.clear_padding))
     for module in (gpu, gpu_counts, gpu_wide, viterbi_gpu, sampling_gpu):
         monkeypatch.setattr(module, "launch", unwatched(launch))

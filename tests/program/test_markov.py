@@ -433,7 +433,7 @@ def test_plate_at_the_time_dimension_is_refused():
         ({"num_steps": 0}, ValueError, "num_steps: expected an integer >= 1, got 0"),
         ({"dim": 0}, ValueError, "dim: expected a negative integer, got 0"),
         ({"lengths": torch.tensor([1.0])}, TypeError, "lengths: expected an int64 tensor"),
-        ({"lengths": torch.tensor([1, 5])}, ValueError, r"lengths: expected values in 0..4, got 1..5"),
+        ({"lengths": torch.tensor([1, 5])}, ValueError, r"lengths: expected values in 0..4, got 5 at index \(1,\)"),
     ],
 )
 def test_arguments(kwargs, error, match):
