@@ -146,7 +146,7 @@ def fit_chain(
 def _all_steps(num_steps: int, batch_shape: torch.Size, device: torch.device) -> Tensor:
     """Lengths of sequences that end at the last step; they take the memory of one number."""
     with torch.inference_mode(False):
-        return torch.full((), num_steps, device=device).expand(batch_shape)
+        return torch.tensor(num_steps, device=device).expand(batch_shape)
 
 
 # Training asks the same question at every step.

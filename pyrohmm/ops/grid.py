@@ -129,6 +129,13 @@ def per_sequence(chain: Chain, value: Tensor) -> Tensor:
     return value.detach().expand(chain.batch_shape).contiguous().view(-1)
 
 
+def nothing_of(chain: Chain, *, each: bool, reduce: bool) -> tuple[Tensor, Tensor]:
+    """State and transition marginals where there are no sequences; see `smooth` of the reference."""
+    batch, (T, K) = chain.batch_shape, chain.observation.shape[-2:]
+    shape = chain.transition.shape if reduce else (*batch, *((max(T - 1, 0),) if each else ()), K, K)
+    return chain.observation.new_zeros(*batch, T, K), chain.observation.new_zeros(shape)
+
+
 def power_of_two(number: int) -> int:
     """The smallest power of two that is not smaller.
 
@@ -159,7 +166,8 @@ def _places(
 @lru_cache(maxsize=64)
 def starts(sequences: int, extent: int, device: torch.device) -> Tensor:
     """Where each of so many sequences begins in a result that has so many numbers of each, (B,) int64."""
-    return torch.arange(sequences, device=device) * extent
+    # Not computed on the device: another stream than this one may be the next to read it.
+    return torch.tensor(np.arange(sequences) * extent, device=device)
 
 
 @lru_cache(maxsize=64)

@@ -61,6 +61,6 @@ def groups(shape: torch.Size, batch_shape: torch.Size) -> np.ndarray:
 def unexpanded(tensor: Tensor, dims: int) -> Tensor:
     """The tensor, with what was expanded before its last `dims` dimensions (stride zero) there once."""
     for dim in range(tensor.dim() - dims):
-        if tensor.stride(dim) == 0:
+        if tensor.stride(dim) == 0 and tensor.shape[dim] > 1:
             tensor = tensor.narrow(dim, 0, 1)
     return tensor

@@ -21,6 +21,7 @@ from pyrohmm.ops.grid import (
     blocks,
     launch,
     memory,
+    nothing_of,
     numbers,
     per_sequence,
     power_of_two,
@@ -170,6 +171,8 @@ def smooth(
     if isinstance(messages, gpu_wide.Messages):
         return gpu_wide.smooth(chain, messages, each=each, weight=weight)
     B, T, K = messages.values.shape
+    if B == 0:
+        return nothing_of(chain, each=each, reduce=weight is not None)
     factor = messages.values.new_ones(B) if weight is None else per_sequence(chain, weight)
     # Spans do not write past the lengths.
     states = torch.empty_like(messages.values) if messages.spans is None else torch.zeros_like(messages.values)
@@ -188,6 +191,9 @@ def hessian_product(
 ) -> Tangent:
     """Product of the Hessian of log Z with a direction, in log space; arguments as in the reference."""
     rows, (B, T, K) = messages.rows, messages.values.shape
+    if B == 0:
+        zeros = (torch.zeros_like(logits) for logits in (chain.initial, chain.transition, chain.observation))
+        return Tangent(*zeros, expectation=messages.values.new_zeros(chain.batch_shape))
     log_probs = messages.values
     if rows.matrices is not None:
         log_probs = _forward(rows, messages.values, filtered=True).log_probs
@@ -232,18 +238,21 @@ def _forward(
     like: Tensor,
     *,
     keep: bool = False,
-    onward: bool = False,
+    goes_on: Tensor | None = None,
     filtered: bool = False,
     into: Tensor | None = None,
 ) -> Results:
-    """Walk forward and return what is asked for, in the dtype of `like`; messages in the memory that is given."""
+    """Walk forward and return what is asked for, in the dtype of `like`; messages in the memory that is given.
+
+    The law of the step after the last is asked for by telling where there is one, goes_on (B,) int32.
+    """
     grid, matrices = rows.grid, rows.matrices
     B, T, K = len(grid.lengths), grid.num_steps, grid.num_states
     log_probs = like.new_full((B, T if filtered else 0, K), -torch.inf)
     out = Results(
         like.new_zeros(B, dtype=torch.float64),
         like.new_empty(B, T if keep else 0, K) if into is None else into,
-        like.new_empty(B if onward else 0, K),
+        like.new_empty(0 if goes_on is None else B, K),
         log_probs,
         like.new_zeros(B, T if filtered else 0),
     )
@@ -264,7 +273,7 @@ def _forward(
             *grid.observation,
             *(out.messages, out.log_z, out.onward, out.log_probs, out.evidence),
             KEEP=keep,
-            ONWARD=onward,
+            ONWARD=goes_on is not None,
             FILTER=filtered,
             **options,
         )
@@ -282,10 +291,12 @@ def _forward(
         *grid.transition,
         _passed(rows),
         *grid.observation,
-        *(out.log_probs if filtered else out.messages, out.log_z, out.onward, out.evidence),
+        *(out.log_probs if filtered else out.messages, out.log_z),
+        grid.lengths if goes_on is None else goes_on,
+        *(out.onward, out.evidence),
         SHARED=matrices is not None,
         KEEP=keep or filtered,
-        ONWARD=onward,
+        ONWARD=goes_on is not None,
         FILTER=filtered,
         **options,
     )
@@ -304,7 +315,8 @@ def _partition(rows: Rows, like: Tensor, *, keep: bool) -> Messages:
     inside = _cut(rows, span, count)
     start = torch.eye(K, device=like.device, dtype=like.dtype).log()
     within = _each_start(inside, start)
-    out = _forward(within, like, onward=True)
+    goes_on = torch.arange(1, count + 1, device=like.device) * span < grid.num_steps
+    out = _forward(within, like, goes_on=goes_on.int().repeat(B).repeat_interleave(K))
     evidence = out.log_z.view(B, count, K)
     top = finite(evidence.amax(-1, keepdim=True))
     evidence = (evidence - top).to(like.dtype)
@@ -448,7 +460,9 @@ def _smooth_shared(
     scaled = gpu_counts.sums_of_scaled(alone, messages.rows.grid.lengths, passed, left, right)
     counts = torch.where(passed[:, None, None] > 0, scaled * chances, logs).to(states.dtype)
     counts = counts.view(*batch, 1, K, K)
-    return counts.sum_to_size(chain.transition.shape) if reduce else counts.squeeze(-3)
+    if not reduce:
+        return counts.squeeze(-3)
+    return counts[..., : chain.transition.shape[-3], :, :].sum_to_size(chain.transition.shape)
 
 
 def _smooth_steps(
@@ -530,6 +544,7 @@ def _backward_log(
     grid, nothing, K = walk.rows.grid, states[:0], states.shape[-1]
     counts = states.new_zeros(parts.count if count else 0, K, K, dtype=torch.float64)
     none = Memory(nothing, grid.lengths, 0)
+    in_registers = K <= COUNT[states.dtype]
     offset, *direction = tangent or (nothing, *none, *none, nothing, nothing)
     launch(
         gpu_log.backward,
@@ -550,8 +565,10 @@ def _backward_log(
         ONWARD=onward is not None,
         PAIRS=pairs is not None,
         COUNTS=count,
-        FLUSH=FLUSH if K <= COUNT[states.dtype] else 1,  # sums of many pairs do not fit into registers as well
-        **(options if tangent is None else options | {"STAGES": 1}),
+        # Sums of many pairs do not fit into registers as well: they are added up in memory, where nothing may be read
+        # ahead of a step.
+        FLUSH=FLUSH if in_registers else 1,
+        **(options if in_registers and tangent is None else options | {"STAGES": 1}),
     )
     return counts.view(parts.groups, -1, K, K).sum(1)
 

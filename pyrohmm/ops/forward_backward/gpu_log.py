@@ -54,6 +54,7 @@ def forward(
     observation_step,
     log_probs,
     log_z,
+    goes_on,
     onward,
     evidence,
     N: tl.constexpr,
@@ -109,8 +110,8 @@ def forward(
         total += tl.where(inside, log_mass, 0.0)
     tl.store(log_z + rows, total, present)
     if ONWARD:
-        # A row that ends before goes on to nothing.
-        some = present & (length == num_steps)
+        # Where a row ends, there may be no next matrix.
+        some = present & (length == num_steps) & (tl.load(goes_on + rows, present, other=0) != 0)
         matrix = tl.load(
             matrices + (length - 1)[:, None, None] * transition_step, some[:, None, None] & square, other=-float("inf")
         )

@@ -11,9 +11,9 @@ from pyrohmm.ops.tiles import finite, inverse_of, log_of
 
 
 @triton.jit
-def exact_log_of(mass):
-    """log(mass) in float64: what is summed over time must not be biased by an approximate logarithm."""
-    return log_of(mass.to(tl.float64))
+def exact_log(mass, inverse):
+    """log(mass) in float64 by the inverse that messages are multiplied by: how that was rounded does not add up."""
+    return tl.where(mass == 0.0, -float("inf"), -log_of(inverse.to(tl.float64)))
 
 
 @triton.jit(do_not_specialize=["each"])
@@ -71,7 +71,7 @@ def forward(
     joint = tl.exp(logits - shift[:, None])
     mass = tl.sum(joint, 1)
     inverse = inverse_of(mass)
-    total = tl.where(inside, exact_log_of(mass) + shift.to(tl.float64), 0.0)
+    total = tl.where(inside, exact_log(mass, inverse) + shift.to(tl.float64), 0.0)
     if KEEP:
         tl.store(messages + written, joint, both)
     if FILTER:
@@ -95,7 +95,8 @@ def forward(
             tl.store(evidence + start + t, log_mass + top_of_matrix, inside)
         joint = tl.where(inside[:, None], new, joint)
         inverse = tl.where(inside, inverse_of(mass), inverse)
-        total += tl.where(inside, exact_log_of(mass) + (shift + top_of_matrix).to(tl.float64), 0.0)
+        added = exact_log(mass, inverse) + shift.to(tl.float64) + top_of_matrix.to(tl.float64)
+        total += tl.where(inside, added, 0.0)
     tl.store(log_z + rows, total, present)
     if ONWARD:
         predicted = tl.dot(joint, matrix, input_precision=PRECISION) * inverse[:, None]

@@ -22,11 +22,12 @@ from pyrohmm.ops.grid import (
     Matrices,
     blocks,
     launch,
+    nothing_of,
     numbers,
     per_sequence,
     power_of_two,
 )
-from pyrohmm.ops.tiles import finite, log_of
+from pyrohmm.ops.tiles import finite, inverse_of, log_of
 
 # States of one program. With K = 4096, so many programs share the reading of the matrix that the device is busy.
 TILE = 32
@@ -69,6 +70,8 @@ def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | Non
     """State marginals (*batch, T, K) and transition marginals; arguments as in the reference."""
     grid, matrices = messages.grid, messages.matrices
     B, T, K = len(grid.lengths), grid.num_steps, grid.num_states
+    if B == 0:
+        return nothing_of(chain, each=each, reduce=weight is not None)
     # Nothing is counted of a sequence that no path can explain.
     lengths = torch.where(messages.log_z > -torch.inf, grid.lengths, 0)
     totals, onward, parts = _backward(chain, messages, lengths)
@@ -107,7 +110,7 @@ def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | Non
         shape = chain.transition.shape[:-3] if reduce else batch
         count = max(1, torch.Size(shape).numel())
         groups = blocks(torch.Size(shape), batch, max(1, B // count), states.device)
-        first = groups.order.view(groups.groups, -1)[:, 0] if B else groups.order
+        first = groups.order.view(groups.groups, -1)[:, 0]
         chosen = messages.passed[first].int()
         logs = gpu_counts.sums_of_logs(groups, lengths, chosen, grid.transition, states, totals, log_onward)
         if matrices is not None:
@@ -285,6 +288,7 @@ def forward_scaled(
     group = tl.program_id(0) // each
     if tl.load(passed + group) == 0:
         return
+    t = t.to(tl.int64)  # times a distance in memory, it is more than 32 bits hold
     rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
     length = tl.load(lengths + rows, rows >= 0, other=0)
     start = tl.load(starts + rows, rows >= 0, other=0)
@@ -299,8 +303,9 @@ def forward_scaled(
         left = tl.load(before + i[None, :], inside[:, None] & (i < K)[None, :], other=0.0)
         right = tl.load(matrix + i[:, None] * K + state[None, :], (i < K)[:, None] & (state < K)[None, :], other=0.0)
         sums += tl.dot(left, right, input_precision=PRECISION)
-    mass = tl.sum(parts_at(parts, start, t - 1, inside, tiles, 0.0, TILES), 1)
-    predicted = sums / tl.where(mass == 0.0, 1.0, mass)[:, None]
+    # In float64, as log Z is: a division that errs in one direction would add up.
+    mass = tl.sum(parts_at(parts, start, t - 1, inside, tiles, 0.0, TILES).to(tl.float64), 1)
+    predicted = sums * inverse_of(mass).to(sums.dtype)[:, None]
     begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
     logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
     shift = tl.load(shifts + start + t, inside, other=0.0)
@@ -340,6 +345,7 @@ def backward_scaled(
     group = tl.program_id(0) // each
     if tl.load(passed + group) == 0:
         return
+    t = t.to(tl.int64)  # times a distance in memory, it is more than 32 bits hold
     rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
     length = tl.load(lengths + rows, rows >= 0, other=0)
     start = tl.load(starts + rows, rows >= 0, other=0)
@@ -398,6 +404,7 @@ def forward_log(
     if SHARED:  # noqa: SIM102
         if tl.load(passed + tl.program_id(0) // each) != 0:
             return
+    t = t.to(tl.int64)  # times a distance in memory, it is more than 32 bits hold
     rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
     length = tl.load(lengths + rows, rows >= 0, other=0)
     start = tl.load(starts + rows, rows >= 0, other=0)
@@ -468,6 +475,7 @@ def backward_log(
     if SHARED:  # noqa: SIM102
         if tl.load(passed + tl.program_id(0) // each) != 0:
             return
+    t = t.to(tl.int64)  # times a distance in memory, it is more than 32 bits hold
     rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N))
     length = tl.load(lengths + rows, rows >= 0, other=0)
     start = tl.load(starts + rows, rows >= 0, other=0)

@@ -59,6 +59,35 @@ def test_second_derivatives(form):
         torch.testing.assert_close(ours[what], exact[what], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("num_steps", [4, 8])
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+@pytest.mark.parametrize("form", ["spans"], indirect=True)
+def test_spans_that_end_with_time(form, transitions, num_steps):
+    assert_agrees_with_the_reference(random_chain(3, num_steps, (2,), transitions=transitions))
+
+
+# One of each way to count transitions: in registers, by products of what was kept, and with a launch a step.
+@pytest.mark.parametrize("num_states", [3, 20, 70])
+@pytest.mark.parametrize("shape", [(), (0, 1), (0, 3), (3,)])
+def test_no_sequences(shape, num_states):
+    K, f64 = num_states, torch.float64
+    chain = Chain(torch.zeros(K, dtype=f64), torch.zeros(*shape, K, K, dtype=f64), torch.zeros(0, 4, K, dtype=f64))
+    assert_agrees_with_the_reference(chain)
+    leaves = chain.requires_grad().logits
+    grads = torch.autograd.grad(ops.log_partition(*leaves, impl="gpu").sum(), leaves, create_graph=True)
+    for grad, leaf in zip(grads, leaves, strict=True):
+        assert grad.shape == leaf.shape and not grad.any()
+    torch.autograd.grad(sum(grad.sum() for grad in grads), leaves)
+
+
+@pytest.mark.parametrize("num_states", [3, 20, 70])
+def test_no_transitions_that_were_expanded(num_states):
+    transition = torch.zeros(1, 0, num_states, num_states, requires_grad=True)
+    observation = torch.zeros(5, 1, num_states)
+    log_z = ops.log_partition(observation[0, 0], transition.expand(5, -1, -1, -1), observation, impl="gpu")
+    assert torch.autograd.grad(log_z.sum(), transition)[0].shape == transition.shape
+
+
 @settings(examples, max_examples=15)
 @given(chain=chains())
 def test_random_chains(chain):
