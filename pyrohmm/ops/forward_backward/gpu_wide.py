@@ -233,7 +233,7 @@ def _scaled_options(parts: Blocks, tiles: int) -> dict:
         "TERMS": 32 if parts.rows > 32 else 64,
         "TILES": max(2, power_of_two(tiles)),
         "PRECISION": PRECISION,
-        "num_warps": 8 if parts.rows > 32 else 4,
+        "num_warps": 8 if parts.rows > 16 else 4,
     }
 
 
@@ -296,6 +296,8 @@ def forward_scaled(
     state = tl.program_id(1) * TILE + tl.arange(0, TILE)
     both = inside[:, None] & (state < K)[None, :]
     matrix = chances + group.to(tl.int64) * K * K
+    # In float64, as log Z is: a division that errs in one direction would add up.
+    mass = tl.sum(parts_at(parts, start, t - 1, inside, tiles, 0.0, TILES).to(tl.float64), 1)
     before = messages + (rows * slots + (t - 1) % slots)[:, None] * K
     sums = tl.zeros((N, TILE), dtype=messages.dtype.element_ty)
     for first in range(0, K, TERMS):
@@ -303,8 +305,6 @@ def forward_scaled(
         left = tl.load(before + i[None, :], inside[:, None] & (i < K)[None, :], other=0.0)
         right = tl.load(matrix + i[:, None] * K + state[None, :], (i < K)[:, None] & (state < K)[None, :], other=0.0)
         sums += tl.dot(left, right, input_precision=PRECISION)
-    # In float64, as log Z is: a division that errs in one direction would add up.
-    mass = tl.sum(parts_at(parts, start, t - 1, inside, tiles, 0.0, TILES).to(tl.float64), 1)
     predicted = sums * inverse_of(mass).to(sums.dtype)[:, None]
     begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
     logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
@@ -354,6 +354,7 @@ def backward_scaled(
     state = tl.program_id(1) * TILE + tl.arange(0, TILE)
     both = inside[:, None] & (state < K)[None, :]
     matrix = chances + group.to(tl.int64) * K * K
+    mass = tl.sum(parts_at(parts, start, t + 1, inner, tiles, 0.0, TILES), 1)
     after = onward + (start + t + 1)[:, None] * K
     sums = tl.zeros((N, TILE), dtype=messages.dtype.element_ty)
     for first in range(0, K, TERMS):
@@ -361,7 +362,6 @@ def backward_scaled(
         left = tl.load(after + j[None, :], inner[:, None] & (j < K)[None, :], other=0.0)
         right = tl.load(matrix + state[None, :] * K + j[:, None], (j < K)[:, None] & (state < K)[None, :], other=0.0)
         sums += tl.dot(left, right, input_precision=PRECISION)
-    mass = tl.sum(parts_at(parts, start, t + 1, inner, tiles, 0.0, TILES), 1)
     beta = tl.where(inner[:, None], sums / tl.where(mass == 0.0, 1.0, mass)[:, None], 1.0)
     begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
     logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
