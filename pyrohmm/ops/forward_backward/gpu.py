@@ -56,6 +56,13 @@ class Rows(NamedTuple):
         shape = torch.Size() if self.matrices is None else self.matrices.shape
         return blocks(shape, self.batch_shape, count, self.grid.lengths.device)
 
+    def divided(self, grid: Grid, count: int) -> "Rows":
+        """What so many rows for each one of these are, with its matrix."""
+        matrices = self.matrices
+        if matrices is not None:
+            matrices = matrices._replace(shape=torch.Size([*matrices.shape, 1]))
+        return Rows(grid, torch.Size([*self.batch_shape, count]), matrices)
+
 
 class Messages(NamedTuple):
     """What the forward pass leaves for the backward pass.
@@ -373,10 +380,7 @@ def _cut(rows: Rows, span: int, count: int) -> Rows:
         later(grid.transition),
         later(grid.observation),
     )
-    matrices = rows.matrices
-    if matrices is not None:
-        matrices = matrices._replace(shape=torch.Size([*matrices.shape, 1]))
-    return Rows(cut, torch.Size([*rows.batch_shape, count]), matrices)
+    return rows.divided(cut, count)
 
 
 def _each_start(rows: Rows, start: Tensor) -> Rows:
@@ -393,10 +397,7 @@ def _each_start(rows: Rows, start: Tensor) -> Rows:
         transition=repeated(grid.transition),
         observation=repeated(grid.observation),
     )
-    matrices = rows.matrices
-    if matrices is not None:
-        matrices = matrices._replace(shape=torch.Size([*matrices.shape, 1]))
-    return Rows(grid, torch.Size([*rows.batch_shape, K]), matrices)
+    return rows.divided(grid, K)
 
 
 def _walk_back(messages: Messages, factor: Tensor) -> Walk:

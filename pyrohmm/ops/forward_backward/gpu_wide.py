@@ -92,15 +92,20 @@ def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | Non
 
     reduce, per_step = weight is not None, matrices is None
     batch = chain.batch_shape
-    left = messages.values * inverse * factor[:, None, None]
-    right = torch.zeros_like(onward)
-    right[:, :-1] = torch.where(inner, onward[:, 1:] * inverse[:, 1:], 0.0)
+
+    def sides() -> tuple[Tensor, Tensor]:
+        """What transition marginals of scaled sequences are products of, (B, T, K) each."""
+        right = torch.zeros_like(onward)
+        right[:, :-1] = torch.where(inner, onward[:, 1:] * inverse[:, 1:], 0.0)
+        return messages.values * inverse * factor[:, None, None], right
+
     if each or (reduce and per_step and T > 1):
         # As large as the result, or as the transitions themselves.
         matrix = chain.transition.expand(*batch, -1, K, K).reshape(B, -1, K, K)
         law = (matrix + log_onward[:, 1:, None, :] - finite_or_zero(totals[:, :-1, :, None])).exp()
         pairs = torch.where(states[:, :-1, :, None] == 0, 0.0, states[:, :-1, :, None] * law)
         if matrices is not None:
+            left, right = sides()
             number = numbers(matrices.shape, batch, states.device)
             products = left[:, :-1, :, None] * right[:, :-1, None, :] * matrices.chances[number][:, None]
             pairs = torch.where(messages.passed[:, None, None, None], products, pairs)
@@ -114,7 +119,7 @@ def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | Non
         chosen = messages.passed[first].int()
         logs = gpu_counts.sums_of_logs(groups, lengths, chosen, grid.transition, states, totals, log_onward)
         if matrices is not None:
-            scaled = gpu_counts.sums_of_scaled(groups, lengths, chosen, left, right)
+            scaled = gpu_counts.sums_of_scaled(groups, lengths, chosen, *sides())
             number = numbers(matrices.shape, batch, states.device)[first]
             logs = torch.where(chosen[:, None, None] > 0, scaled * matrices.chances[number], logs)
         counts = logs.to(states.dtype).view(*shape, *((1,) if reduce else ()), K, K)

@@ -3,12 +3,13 @@
 import triton
 import triton.language as tl
 
+from pyrohmm.ops.tiles import finite
+
 
 @triton.jit
 def invert(logits, uniform, S: tl.constexpr):
     """The state at which the cumulative probability (N, S) passes `uniform`; -1 where all logits are -inf."""
-    top = tl.max(logits, 1)
-    masses = tl.exp(logits - tl.where(top == -float("inf"), 0.0, top)[:, None]).to(tl.float64)
+    masses = tl.exp(logits - finite(tl.max(logits, 1))[:, None]).to(tl.float64)
     passed = tl.cumsum(masses, 1) > (uniform * tl.sum(masses, 1))[:, None]
     state = tl.arange(0, S)[None, :]
     # Rounding must not carry the choice to a state without mass.
