@@ -39,7 +39,7 @@ class Initial(Part):
     """
 
     mask: Tensor | None
-    concentration: Tensor | None
+    prior: Tensor | None
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Initial(Part):
             raise ValueError("net: expected None since context=0, got a module")
         if prior is not None and context:
             raise ValueError(f"prior: expected None since context={context}, got {type(prior).__name__}")
-        self.register_buffer("concentration", dirichlet(prior, (num_states,)))
+        self.register_buffer("prior", dirichlet(prior, (num_states,)))
         self.net = network(net, context, hidden, num_states, generator) if context else None
 
     def forward(self, inputs: Tensor | None = None) -> Tensor:
@@ -92,9 +92,9 @@ class Initial(Part):
 
     def log_prior(self) -> Tensor:
         """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.concentration is None:
+        if self.prior is None:
             return super().log_prior()
-        return dirichlet_log_prob(table(self(), 1), self.concentration)
+        return dirichlet_log_prob(table(self(), 1), self.prior)
 
     def expected_statistics(self, weights: Tensor) -> Statistics:
         """The expected number of sequences that start in each state.
@@ -116,7 +116,7 @@ class Initial(Part):
         tensor([0.7500, 0.2500])
         """
         logits = table(self(), 1).detach()
-        log_probs, _ = dirichlet_mode(statistics["counts"], self.concentration, logits, LEAST_LOG_PROB)
+        log_probs, _ = dirichlet_mode(statistics["counts"], self.prior, logits, LEAST_LOG_PROB)
         assign(self.logits, unforbid(log_probs, self.mask))
         return {}
 

@@ -105,7 +105,7 @@ class Transition(_Transition):
     ):
         super().__init__(num_states, mask)
         self.logits = _sticky_logits(num_states, sticky, generator)
-        self.register_buffer("concentration", dirichlet(prior, (num_states, num_states)))
+        self.register_buffer("prior", dirichlet(prior, (num_states, num_states)))
 
     closed_form = True
 
@@ -114,9 +114,9 @@ class Transition(_Transition):
 
     def log_prior(self) -> Tensor:
         """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.concentration is None:
+        if self.prior is None:
             return super().log_prior()
-        return dirichlet_log_prob(table(self.matrix(), 2), self.concentration).sum(-1)
+        return dirichlet_log_prob(table(self.matrix(), 2), self.prior).sum(-1)
 
     def expected_statistics(self, weights: Tensor) -> Statistics:
         """The expected number of times that each edge was taken.
@@ -142,7 +142,7 @@ class Transition(_Transition):
                 [0.5000, 0.5000]])
         """
         logits = table(self.matrix(), 2).detach()
-        log_probs, empty = dirichlet_mode(statistics["counts"], self.concentration, logits, LEAST_LOG_PROB)
+        log_probs, empty = dirichlet_mode(statistics["counts"], self.prior, logits, LEAST_LOG_PROB)
         assign(self.logits, unforbid(log_probs, self.mask))
         return {"never left, its transitions stay as they are": empty}
 

@@ -54,7 +54,7 @@ class CategoricalEmission(TableEmission):
         self.logits = nn.Parameter(
             (weights / weights.sum(-1, keepdim=True)).log() + noise * jitter(probs, shape, generator)
         )
-        self.register_buffer("concentration", dirichlet(prior, shape))
+        self.register_buffer("prior", dirichlet(prior, shape))
 
     def _distribution(self, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         law = dist.Categorical(logits=select(self.logits, state))
@@ -62,9 +62,9 @@ class CategoricalEmission(TableEmission):
 
     def log_prior(self) -> Tensor:
         """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.concentration is None:
+        if self.prior is None:
             return super().log_prior()
-        return dirichlet_log_prob(table(self.logits, 2), self.concentration).sum(-1)
+        return dirichlet_log_prob(table(self.logits, 2), self.prior).sum(-1)
 
     def expected_statistics(
         self,
@@ -99,7 +99,7 @@ class CategoricalEmission(TableEmission):
         """
         logits = table(self.logits, 2).detach()
         least = math.log(torch.finfo(logits.dtype).tiny)
-        log_probs, empty = dirichlet_mode(statistics["counts"], self.concentration, logits, least)
+        log_probs, empty = dirichlet_mode(statistics["counts"], self.prior, logits, least)
         assign(self.logits, log_probs)
         return {EMPTY: empty}
 
