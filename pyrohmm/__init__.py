@@ -2,7 +2,7 @@
 
 from pyrohmm import data, models, nn, ops
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
-from pyrohmm.infer import History, fit_svi
+from pyrohmm.infer import History, fit_em, fit_svi
 from pyrohmm.program import Posterior, markov, posterior, previous
 
 __version__ = "0.1.0"
@@ -13,6 +13,7 @@ __all__ = [
     "MarkovChain",
     "Posterior",
     "data",
+    "fit_em",
     "fit_svi",
     "markov",
     "models",

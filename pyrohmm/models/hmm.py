@@ -1,6 +1,6 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -41,9 +41,9 @@ class Blank:
 class Potentials(NamedTuple):
     """The log-probabilities that `pyrohmm.ops` takes: initial, transition and observation logits."""
 
-    initial: Tensor
-    transition: Tensor
-    observation: Tensor
+    initial: Any
+    transition: Any
+    observation: Any
 
 
 class HMM(PyroModule):
@@ -168,8 +168,9 @@ class HMM(PyroModule):
             >>> HMM(CategoricalEmission(2, 3, prior=dist.Dirichlet(2 * torch.ones(3)))).log_prior() < 0
             tensor(True)
         """
-        # Of models side by side, one for each.
-        priors = [part.log_prior().flatten() for part in self.parts if isinstance(part, Part)]
+        # Of models side by side, one for each. Parts that run leave nothing behind in Pyro's store.
+        with own_parameters(self):
+            priors = [part.log_prior().flatten() for part in self.parts if isinstance(part, Part)]
         total = torch.stack(torch.broadcast_tensors(*priors)).sum(0) if priors else torch.zeros(1)
         return total if self.side_by_side else total.squeeze(0)
 
@@ -217,13 +218,14 @@ class HMM(PyroModule):
             factor: Any = trace_given(self.model, guide, data).nodes["time"]["fn"]
             return factor.log_factor.reshape(len(data))
 
-    def potentials(self, data: Sequences) -> Potentials:
+    def potentials(self, data: Sequences, parts: Collection[str] = ("initial", "transition", "emission")) -> Potentials:
         """The log-potentials of the state chains, what `pyrohmm.ops` takes, without running the program.
 
         Labels (with `use_labels`) and `data.allowed` are in the observation logits; what is missing is 0 there.
 
         Args:
             data: N sequences.
+            parts: which are wanted; None stands for the potentials of the others.
 
         Returns:
             `Potentials`: log p(z_1), (K,) or (N, K); log p(z_{t+1} | z_t), (K, K) or (N, T-1, K, K), both
@@ -244,7 +246,11 @@ class HMM(PyroModule):
             if names := [name for module in part.modules() for name in getattr(module, "_pyro_samples", ())]:
                 raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
         with own_parameters(self):
-            return Potentials(self._initial_logits(data), self._transition_logits(data), self._observation_logits(data))
+            return Potentials(
+                self._initial_logits(data) if "initial" in parts else None,
+                self._transition_logits(data) if "transition" in parts else None,
+                self._observation_logits(data) if "emission" in parts else None,
+            )
 
     def _initial_logits(self, data: Sequences) -> Tensor:
         logits = self.initial(None if data.inputs is None else data.inputs[:, :1]).log_softmax(-1)

@@ -94,13 +94,14 @@ class Initial(Part):
         """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
         if self.prior is None:
             return super().log_prior()
-        return dirichlet_log_prob(table(self(), 1), self.prior)
+        return dirichlet_log_prob(table(forbid(self.logits, self.mask), 1), self.prior)
 
-    def expected_statistics(self, weights: Tensor) -> Statistics:
+    def expected_statistics(self, weights: Tensor, inputs: Tensor | None = None) -> Statistics:
         """The expected number of sequences that start in each state.
 
         Args:
             weights: (*lead, K), posterior probabilities of the first state, summed over sequences.
+            inputs: not read.
 
         Returns:
             "counts" (*lead, K).
@@ -115,7 +116,7 @@ class Initial(Part):
         >>> initial.log_probs().exp().detach()
         tensor([0.7500, 0.2500])
         """
-        logits = table(self(), 1).detach()
+        logits = table(forbid(self.logits, self.mask), 1).detach()
         log_probs, _ = dirichlet_mode(statistics["counts"], self.prior, logits, LEAST_LOG_PROB)
         assign(self.logits, unforbid(log_probs, self.mask))
         return {}

@@ -33,6 +33,8 @@ class Part(PyroModule):
 
     num_states: int
     closed_form: bool = False
+    # Whether tables may have dims (R, 1, 1) in front.
+    side_by_side: bool = True
 
     @property
     def has_prior(self) -> bool:

@@ -118,11 +118,12 @@ class Transition(_Transition):
             return super().log_prior()
         return dirichlet_log_prob(table(self.matrix(), 2), self.prior).sum(-1)
 
-    def expected_statistics(self, weights: Tensor) -> Statistics:
+    def expected_statistics(self, weights: Tensor, inputs: Tensor | None = None) -> Statistics:
         """The expected number of times that each edge was taken.
 
         Args:
             weights: (*lead, K, K), [from, to], posterior probabilities summed over steps and sequences.
+            inputs: not read.
 
         Returns:
             "counts" (*lead, K, K).

@@ -169,6 +169,12 @@ class GaussianEmission(TableEmission):
         squares = (off.unsqueeze(-2) @ inverse @ off.unsqueeze(-1)).squeeze((-2, -1))
         return density - 0.5 * (log_det + self.prior_strength.squeeze(-1) * squares).sum(-1)
 
+    def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Take sums for EM from the mean of these observations (M, D) from now on."""
+        x = x.double()
+        seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+        self.centre.copy_(torch.where(seen, x, 0.0).sum(0) / seen.sum(0).clamp(min=1))
+
     def expected_statistics(
         self,
         x: Tensor,

@@ -60,7 +60,9 @@ CASES: dict[str, Case] = {
         lambda prior, generator: nn.BernoulliEmission(K, D, prior=prior, generator=generator), bits, dist.Beta(2.0, 3.0)
     ),
     "poisson": Case(
-        lambda prior, generator: nn.PoissonEmission(K, D, prior=prior, generator=generator), counts, dist.Gamma(2.0, 0.5)
+        lambda prior, generator: nn.PoissonEmission(K, D, prior=prior, generator=generator),
+        counts,
+        dist.Gamma(2.0, 0.5),
     ),
     **{
         f"gaussian {covariance}": Case(
