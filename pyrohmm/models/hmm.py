@@ -1,6 +1,6 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain
+from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import Initial, Transition
 from pyrohmm.program import markov, posterior, previous
@@ -244,6 +245,24 @@ class HMM(PyroModule):
             sites: Any = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(blank).nodes
         return Sequences(sites["x"]["value"], lengths, inputs=inputs, labels=sites["z"]["value"])
 
+    def filter_state(self, batch_shape: int | Sequence[int] = (), *, lag: int = 0) -> FilterState:
+        """A filter for a stream of observations, before the first of them.
+
+        Args:
+            batch_shape: how many sequences run side by side, () for one without a batch axis; an int N for (N,).
+            lag: how many steps back its fixed-lag smoother looks.
+
+        Raises:
+            TypeError, ValueError: a size that is no int in range, or parameters that have priors.
+
+        Example:
+            >>> from pyrohmm.nn import PoissonEmission
+            >>> state = HMM(PoissonEmission(2, 3)).filter_state(5)
+            >>> state.update(torch.ones(5, 3)).log_probs.shape
+            torch.Size([5, 2])
+        """
+        return FilterState(self, batch_shape, lag=lag)
+
     @contextmanager
     def _with_guide(self, guide: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
         """The guide to use, by default the model's own, while it and the model keep their parameters to themselves."""
@@ -260,6 +279,15 @@ class HMM(PyroModule):
             for module in part.modules():
                 for name in getattr(module, "_pyro_samples", ()):
                     getattr(module, name)
+
+    def _names_of_priors(self) -> list[str]:
+        """The parameters of the parts that are `PyroSample` priors."""
+        return [
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            if path.split(".")[0] in ("initial", "transition", "emission")
+            for name in getattr(module, "_pyro_samples", ())
+        ]
 
     def _previous(self, data: Sequences | Blank, t: slice) -> Tensor | None:
         """The last observations as an emission of order > 0 wants them, (N, t, order * D), newest first."""
