@@ -14,9 +14,11 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain
+from pyrohmm.models.alignment import match_states, overlap
 from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import Initial, Transition
+from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import trace_given
 
@@ -262,6 +264,67 @@ class HMM(PyroModule):
             torch.Size([5, 2])
         """
         return FilterState(self, batch_shape, lag=lag)
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        The likelihood of observations stays the same. Labels and states decoded before become
+        `permutation.argsort()[states]`; what an optimiser remembers of the parameters keeps the old order.
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            TypeError: a part has no method `relabel`, as a part of your own may not have. Nothing has changed then.
+            ValueError: it is no permutation, or parameters have priors. Nothing has changed then.
+
+        Example:
+            >>> from pyrohmm.nn import PoissonEmission
+            >>> model = HMM(PoissonEmission(3, 1, rate=[[2.0], [9.0], [4.0]]))
+            >>> model.relabel([0, 2, 1])
+            >>> model.emission.log_rate.exp().flatten().detach().round()
+            tensor([2., 4., 9.])
+        """
+        if priors := self._names_of_priors():
+            raise ValueError(f"relabel: expected parameters without priors, got PyroSample for {', '.join(priors)}")
+        order = as_permutation(permutation, self.num_states)
+        for name in ("initial", "transition", "emission"):
+            if not callable(getattr(getattr(self, name), "relabel", None)):
+                raise TypeError(f"{name}: expected a method relabel(permutation), like the parts of pyrohmm.nn have")
+        for part in (self.initial, self.transition, self.emission):
+            part.relabel(order)
+
+    def align(self, reference: "HMM | MarkovChain | Tensor", data: Sequences) -> Tensor:
+        """Put the states into the order that agrees best with a reference on the same data, in place.
+
+        The overlap of two states is in how many steps both are expected; see `overlap` and `match_states`.
+
+        Args:
+            reference: another model, its posterior of the data, or labels (N, T), int64, -1 where unknown; of at most
+                K states. With fewer, the states that match none come last.
+            data: N sequences.
+
+        Returns:
+            (K,), the permutation that was applied; see `relabel`.
+
+        Raises:
+            TypeError, ValueError: as in `overlap`, `match_states` and `relabel`.
+
+        Example:
+            >>> from pyrohmm.nn import CategoricalEmission
+            >>> model = HMM(CategoricalEmission(2, 3, probs=[[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]]))
+            >>> data = Sequences.from_list([[0, 0, 2, 2], [2, 0]])
+            >>> model.align(torch.tensor([[1, 1, 0, -1], [-1, -1, -1, -1]]), data)
+            tensor([1, 0])
+            >>> model.posterior(data).viterbi().states
+            tensor([[ 1,  1,  0,  0], [ 0,  1, -1, -1]])
+        """
+        with torch.no_grad():
+            if isinstance(reference, HMM):
+                reference = reference.posterior(data)
+            permutation = match_states(overlap(self.posterior(data), reference))
+        self.relabel(permutation)
+        return permutation
 
     @contextmanager
     def _with_guide(self, guide: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:

@@ -1,5 +1,6 @@
 """Emissions with a table of parameters, one row for each state."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -9,12 +10,14 @@ from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
+from pyrohmm.nn._relabel import as_permutation, permute
 
 
 class _TableEmission(PyroModule):
     """Attributes of an emission that reads neither the inputs nor the previous observations."""
 
     order: int = 0
+    _shared: tuple[str, ...] = ()  # names of the parameters and buffers that all states share
 
     def __init__(self, num_states: int, event_shape: tuple[int, ...]):
         super().__init__()
@@ -45,6 +48,24 @@ class _TableEmission(PyroModule):
         torch.Size([3, 5, 7])
         """
         return self._distribution(state)
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            ValueError: it is no permutation, or a parameter has a `PyroSample` prior.
+
+        >>> emission = PoissonEmission(2, 1, rate=[[1.0], [2.0]])
+        >>> emission.relabel([1, 0])
+        >>> emission(torch.tensor([0, 1])).mean.flatten().tolist()
+        [2.0, 1.0]
+        """
+        own = [*self._parameters, *self._buffers, *self._pyro_params, *self._pyro_samples]
+        names = [name for name in own if name not in self._shared and not name.endswith("_unconstrained")]
+        permute(self, as_permutation(permutation, self.num_states), names)
 
 
 class CategoricalEmission(_TableEmission):
@@ -216,6 +237,7 @@ class GaussianEmission(_TableEmission):
         if covariance not in shapes:
             raise ValueError(f"covariance: expected one of {', '.join(shapes)}, got {covariance!r}")
         self.covariance = covariance
+        self._shared = ("log_scale", "lower") if covariance == "tied" else ()
         deviation = start("scale", 1.0 if scale is None else scale, shapes[covariance], 0)
         mean = start("loc", 0.0 if loc is None else loc, (num_states, dim))
         unit = deviation.unsqueeze(-1) if covariance == "spherical" else deviation

@@ -1,13 +1,15 @@
 """The law of the first state."""
 
+from collections.abc import Sequence
+
 import torch
-from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network
+from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 
 
-class Initial(PyroModule):
+class Initial(Ordered):
     """The logits of the first state: a table, or with `context` a network of the inputs added to the table.
 
     p(z_1 = k | c) = softmax_k(logits_k + net(c)_k), the second term only with `context`.
@@ -70,7 +72,10 @@ class Initial(PyroModule):
         logits = self.logits
         net = self.net
         if net is not None:
-            logits = logits + net(context_inputs(inputs, self.context).to(logits.dtype))
+            change = net(context_inputs(inputs, self.context).to(logits.dtype))
+            if self.state_order is not None:
+                change = change.index_select(-1, self.state_order)
+            logits = logits + change
         return forbid(logits, self.mask)
 
     def log_probs(self, inputs: Tensor | None = None) -> Tensor:
@@ -80,3 +85,22 @@ class Initial(PyroModule):
         1.0
         """
         return self(inputs).log_softmax(-1)
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            ValueError: it is no permutation, or the logits have a `PyroSample` prior.
+
+        >>> initial = Initial(3, mask=torch.tensor([True, True, False]))
+        >>> initial.relabel([2, 0, 1])
+        >>> initial().isfinite()
+        tensor([False,  True,  True])
+        """
+        order = as_permutation(permutation, self.num_states)
+        permute(self, order, ["logits", "mask"])
+        if self.net is not None:
+            self._reorder(order)

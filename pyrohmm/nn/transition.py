@@ -1,13 +1,15 @@
 """The law of the next state given this one."""
 
+from collections.abc import Sequence
+
 import torch
-from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network, select
+from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 
 
-class _Transition(PyroModule):
+class _Transition(Ordered):
     """Masking, normalising and the choice of rows; a subclass says in `_logits` what the full matrix is."""
 
     mask: Tensor | None
@@ -66,6 +68,28 @@ class _Transition(PyroModule):
         # All edges first, rows after: an enumerated state then costs one matrix for each step, not K.
         return select(self.matrix(inputs), state)
 
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            ValueError: it is no permutation, or a parameter has a `PyroSample` prior.
+
+        >>> transition = Transition(2, mask=torch.tensor([[True, True], [False, True]]))
+        >>> transition.relabel([1, 0])
+        >>> transition.log_probs().exp()[0].tolist()
+        [1.0, 0.0]
+        """
+        order = as_permutation(permutation, self.num_states)
+        self._relabel(order)
+        permute(self, order, ["mask"], (0, 1))
+
+    def _relabel(self, permutation: Tensor) -> None:
+        """Permute what `_logits` is made of."""
+        raise NotImplementedError
+
 
 class Transition(_Transition):
     """A table of logits, one row for each state: p(z_{t+1} = j | z_t = i) = softmax_j(logits_ij).
@@ -102,6 +126,9 @@ class Transition(_Transition):
 
     def _logits(self, inputs: Tensor | None) -> Tensor:
         return self.logits
+
+    def _relabel(self, permutation: Tensor) -> None:
+        permute(self, permutation, ["logits"], (0, 1))
 
 
 class NeuralTransition(_Transition):
@@ -173,9 +200,19 @@ class NeuralTransition(_Transition):
         if self.context:
             logits = self.logits
             change = self.net(context_inputs(inputs, self.context).to(logits.dtype))
-            return logits + change.unflatten(-1, (self.num_states, self.num_states))
+            change = change.unflatten(-1, (self.num_states, self.num_states))
+            if self.state_order is not None:
+                change = change[..., self.state_order.unsqueeze(-1), self.state_order]
+            return logits + change
         scores = self.net(self.source) @ self.target.mT
         return scores + self.bias.unsqueeze(-2) + self.stay.diag_embed()
+
+    def _relabel(self, permutation: Tensor) -> None:
+        if self.context:
+            permute(self, permutation, ["logits"], (0, 1))
+            self._reorder(permutation)
+        else:
+            permute(self, permutation, ["source", "target", "bias", "stay"])
 
 
 def _sticky_logits(num_states: int, sticky: float, generator: Generator | None) -> nn.Parameter:
