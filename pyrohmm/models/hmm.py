@@ -18,6 +18,7 @@ from pyrohmm.models.alignment import match_states, overlap
 from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import Initial, Transition
+from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import trace_given
@@ -147,8 +148,27 @@ class HMM(PyroModule):
 
         A table of logits counts in full, though K logits are K - 1 probabilities.
         """
-        parts = nn.ModuleList([self.initial, self.transition, self.emission])
-        return sum(parameter.numel() for parameter in parts.parameters() if parameter.requires_grad)
+        return num_trainable(nn.ModuleList([self.initial, self.transition, self.emission]))
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Number of free numbers in the three parts, as information criteria count them.
+
+        As `num_parameters`, but a row of K logits counts K - 1, and a forbidden start or edge nothing. A part of your
+        own says it in an attribute `num_free_parameters`, or counts in full. The weights of a network all count.
+
+        Example:
+            >>> from pyrohmm.nn import CategoricalEmission
+            >>> model = HMM(CategoricalEmission(2, 3))
+            >>> model.num_parameters, model.num_free_parameters
+            (12, 7)
+        """
+        surplus = 0
+        for part in (self.initial, self.transition, self.emission):
+            trainable = num_trainable(part)
+            surplus += trainable - getattr(part, "num_free_parameters", trainable)
+        # Not the sum over the parts: they may share a network.
+        return self.num_parameters - surplus
 
     def log_prob(self, data: Sequences, guide: Callable[..., Any] | None = None) -> Tensor:
         """The log-likelihood of each sequence, exact, in nats, differentiable in the parameters.

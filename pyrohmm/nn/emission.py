@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
+from pyrohmm.nn._free import num_free, num_trainable
 from pyrohmm.nn._relabel import as_permutation, permute
 
 
@@ -67,6 +68,15 @@ class _TableEmission(PyroModule):
         names = [name for name in own if name not in self._shared and not name.endswith("_unconstrained")]
         permute(self, as_permutation(permutation, self.num_states), names)
 
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers; of the probabilities of V symbols V - 1 for each state.
+
+        >>> BernoulliEmission(2, 3).num_free_parameters, CategoricalEmission(2, 3).num_free_parameters
+        (6, 4)
+        """
+        return num_trainable(self)
+
 
 class CategoricalEmission(_TableEmission):
     """One of V symbols: p(x = v | z = k) = softmax_v(logits_kv).
@@ -108,6 +118,11 @@ class CategoricalEmission(_TableEmission):
 
     def _distribution(self, state: Tensor) -> TorchDistributionMixin:
         return dist.Categorical(logits=select(self.logits, state))
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers, V - 1 for each state."""
+        return num_free(self)
 
 
 class BernoulliEmission(_TableEmission):

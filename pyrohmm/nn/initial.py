@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network
+from pyrohmm.nn._free import num_free, num_trainable
 from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 
 
@@ -104,3 +105,12 @@ class Initial(Ordered):
         permute(self, order, ["logits", "mask"])
         if self.net is not None:
             self._reorder(order)
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers; of a table one less than the states where a chain may start.
+
+        >>> Initial(3).num_free_parameters, Initial(3, mask=torch.tensor([True, True, False])).num_free_parameters
+        (2, 1)
+        """
+        return num_trainable(self) if self.context else num_free(self, mask=self.mask)

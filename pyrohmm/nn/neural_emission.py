@@ -8,6 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrohmm.nn._common import context_inputs, count, dry_run, select
+from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn._relabel import Ordered, as_permutation
 
 Family = str | Callable[[Tensor], TorchDistributionMixin]
@@ -95,6 +96,11 @@ class _NetworkEmission(Ordered):
         True
         """
         self._reorder(as_permutation(permutation, self.num_states))
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers of the network."""
+        return num_trainable(self)
 
 
 class NeuralEmission(_NetworkEmission):

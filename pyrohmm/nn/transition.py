@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network, select
+from pyrohmm.nn._free import num_free, num_trainable
 from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 
 
@@ -86,6 +87,15 @@ class _Transition(Ordered):
         self._relabel(order)
         permute(self, order, ["mask"], (0, 1))
 
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers; of each row of a table one less than the edges that are allowed.
+
+        >>> Transition(3).num_free_parameters, Transition(3, torch.ones(3, 3).triu().bool()).num_free_parameters
+        (6, 3)
+        """
+        return num_trainable(self)
+
     def _relabel(self, permutation: Tensor) -> None:
         """Permute what `_logits` is made of."""
         raise NotImplementedError
@@ -129,6 +139,11 @@ class Transition(_Transition):
 
     def _relabel(self, permutation: Tensor) -> None:
         permute(self, permutation, ["logits"], (0, 1))
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers, of each row one less than the edges that are allowed."""
+        return num_free(self, mask=self.mask)
 
 
 class NeuralTransition(_Transition):
