@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from pyrohmm import ops
 from pyrohmm.data import Sequences
+from pyrohmm.infer.common import check_sequences
 from pyrohmm.models import HMM
 from pyrohmm.models.isolation import seeded
 
@@ -121,8 +122,7 @@ def predictive_score(model: HMM, data: Sequences) -> PredictiveScore:
     """
     _check(model, data)
     with torch.no_grad():
-        potentials = model.posterior(data).potentials
-        log_evidence = ops.filter(*potentials, lengths=data.lengths).log_evidence
+        log_evidence = ops.filter(*model.potentials(data), lengths=data.lengths).log_evidence
     return PredictiveScore(log_evidence, float(log_evidence.sum(dtype=torch.float64)) / data.num_observed)
 
 
@@ -244,9 +244,9 @@ def select_states(
             raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
     if criterion not in ("aic", "bic", "heldout"):
         raise ValueError(f"criterion: expected 'aic', 'bic' or 'heldout', got {criterion!r}")
-    _check_sequences("data", data)
+    check_sequences("data", data)
     if validation is not None:
-        _check_sequences("validation", validation)
+        check_sequences("validation", validation)
     if validation is not None and folds is not None:
         raise ValueError("folds: expected None since there are validation sequences")
     if criterion == "heldout" and validation is None and folds is None:
@@ -317,11 +317,4 @@ def _pooled(scores: list[Criteria]) -> tuple[float, float]:
 def _check(model: Any, data: Any) -> None:
     if not isinstance(model, HMM):
         raise TypeError(f"model: expected an HMM, got {type(model).__name__}")
-    _check_sequences("data", data)
-
-
-def _check_sequences(name: str, value: Any) -> None:
-    if not isinstance(value, Sequences):
-        raise TypeError(f"{name}: expected pyrohmm.data.Sequences, got {type(value).__name__}")
-    if value.num_observed == 0:
-        raise ValueError(f"{name}: expected at least one observed step, got none")
+    check_sequences("data", data)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from pyrohmm.data import Sequences
 from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
+from pyrohmm.infer.common import check_counts, check_positive, check_sequences, mode, modules
 from pyrohmm.infer.history import History
 from pyrohmm.infer.minibatches import Minibatches
 from pyrohmm.infer.optimizer import ClippedAdam, Schedule
@@ -97,12 +98,12 @@ def fit_svi(
         >>> history.num_steps, history.loss[-1] < history.loss[0]
         (100, True)
     """
-    _check_sequences("data", data)
+    check_sequences("data", data)
     if validation is not None:
-        _check_sequences("validation", validation)
+        check_sequences("validation", validation)
     elif patience is not None:
         raise ValueError(f"patience: expected None since there is no validation, got {patience}")
-    _check_counts(
+    check_counts(
         steps=steps,
         batch_size=batch_size,
         evaluate_every=evaluate_every,
@@ -110,7 +111,7 @@ def fit_svi(
         num_particles=num_particles,
         checkpoint_every=checkpoint_every,
     )
-    _check_positive(learning_rate=learning_rate, clip_norm=clip_norm)
+    check_positive(learning_rate=learning_rate, clip_norm=clip_norm)
     if loss is not None and not isinstance(loss, ELBO):
         raise TypeError(f"loss: expected a pyro.infer.ELBO, got {type(loss).__name__}")
     if loss is not None and num_particles != 1:
@@ -127,7 +128,7 @@ def fit_svi(
     if not callable(guide):
         raise TypeError(f"guide: expected a Pyro program, got {type(guide).__name__}")
 
-    modules = _modules(program, guide)
+    roots = modules(program, guide)
     elbo = Trace_ELBO(num_particles=num_particles) if loss is None else loss
     settings = {
         "seed": seed,
@@ -140,10 +141,10 @@ def fit_svi(
         "num_sequences": len(data),
         "num_observed": data.num_observed,
     }
-    frozen = [parameter for module in modules for parameter in module.parameters() if not parameter.requires_grad]
+    frozen = [parameter for root in roots for parameter in root.parameters() if not parameter.requires_grad]
     adam = ClippedAdam(learning_rate, schedule, steps=steps, clip_norm=clip_norm, frozen=frozen)
-    with own_parameters(*modules), _mode(modules, training=True):
-        fit = _Fit(program, guide, modules, data, validation, adam, elbo, batch_size, seed)
+    with own_parameters(*roots), mode(roots, training=True):
+        fit = _Fit(program, guide, roots, data, validation, adam, elbo, batch_size, seed)
         with seeded(seed, data.x.device), fit.own_gradients():
             if path is not None and path.exists():
                 fit.load(load_checkpoint(path, settings))
@@ -263,7 +264,7 @@ class _Fit:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         # The same draws at each evaluation: it is the parameters that are compared.
-        with _mode(self.modules, training=False), torch.no_grad(), seeded(self.seed, self.device):
+        with mode(self.modules, training=False), torch.no_grad(), seeded(self.seed, self.device):
             yield
 
     @contextmanager
@@ -312,47 +313,3 @@ class _Fit:
 
 def _empty_guide(data: Sequences) -> None:
     pass
-
-
-def _modules(*programs: Program) -> list[nn.Module]:
-    """The modules that the programs are, or are methods of; not those that are parts of another one."""
-    owners = [getattr(program, "__self__", program) for program in programs]
-    modules: list[nn.Module] = []
-    for owner in owners:
-        if isinstance(owner, nn.Module) and not any(owner is part for module in modules for part in module.modules()):
-            modules.append(owner)
-    return modules
-
-
-@contextmanager
-def _mode(modules: Sequence[nn.Module], *, training: bool) -> Iterator[None]:
-    """Inside, the modules are in training or eval mode; afterwards each part as before."""
-    before = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.train(training)
-        yield
-    finally:
-        for part, mode in before:
-            part.training = mode
-
-
-def _check_sequences(name: str, value: Any) -> None:
-    if not isinstance(value, Sequences):
-        raise TypeError(f"{name}: expected pyrohmm.data.Sequences, got {type(value).__name__}")
-    if value.num_observed == 0:
-        raise ValueError(f"{name}: expected at least one observed step, got none")
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-
-
-def _check_positive(**numbers: float | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise ValueError(f"{name}: expected a positive finite number, got {value!r}")

@@ -106,8 +106,8 @@ class FilterState:
         self._window: deque[_Step] = deque(maxlen=lag + 1)
         # Symbols stay symbols, -1 for none; all else enters a network, in the model's precision.
         width = model.emission.order * model.emission.event_shape.numel()
-        symbols = getattr(model.emission, "family", None) == "categorical"
-        start, dtype = (-1, torch.int64) if symbols else (0, parameter.dtype)
+        start = model._before_start
+        dtype = torch.int64 if start < 0 else parameter.dtype
         self._previous = torch.full((*self.batch_shape, width), start, dtype=dtype, device=parameter.device)
 
     @property
@@ -123,14 +123,17 @@ class FilterState:
         *,
         observed: bool | Tensor = True,
         labels: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> FilterUpdate:
         """Take in the observations of the next step.
 
         Args:
             x: (*batch_shape, *event), x_t; None where nothing is observed.
             inputs: (*batch_shape, C), c_t, for parts that read inputs.
-            observed: bool, or a bool tensor (*batch_shape): False where x is missing; it is not read there.
+            observed: bool, or a bool tensor (*batch_shape) or (*batch_shape, *event): False where x, or an entry of it,
+                is missing; it is not read there.
             labels: (*batch_shape), int64, known states, -1 where unknown; read only if the model uses labels.
+            allowed: (*batch_shape, K), bool, the states that are possible; all if None.
 
         Returns:
             `FilterUpdate`. Where what came is impossible, `log_probs` is -inf from then on.
@@ -148,20 +151,21 @@ class FilterState:
             >>> update.log_evidence.abs() > 1e-5
             tensor([ True,  True, False,  True,  True])
         """
-        x, read = self._checked(x, observed)
+        x, read, entries = self._checked(x, observed)
+        possible = self._possible(labels, allowed)
         inputs = self._to_device("inputs", inputs, 1)
         with own_parameters(self.model):
             predicted, transition = self._predict(self.log_probs, inputs)
             observation = torch.zeros_like(predicted)
             if x is not None:
-                observation = self._log_density(x, inputs, read)
-        if labels is not None and self.model.use_labels:
-            observation = observation.where(self._agrees(labels), -torch.inf)
+                observation = self._log_density(x, inputs, read, entries)
+        if possible is not None:
+            observation = observation.where(possible, -torch.inf)
         joint = predicted + observation
         evidence = joint.logsumexp(-1)
         log_probs = joint - finite(evidence).unsqueeze(-1)
         self._window.append(_Step(log_probs, observation, transition if self.lag else None))
-        self._remember(x, read)
+        self._remember(x)
         self.log_likelihood = self.log_likelihood + evidence
         self.num_steps += 1
         return FilterUpdate(log_probs, evidence, predicted)
@@ -310,55 +314,55 @@ class FilterState:
         states = torch.arange(self.model.num_states, device=self.log_likelihood.device)
         return states.reshape(-1, *(1 for _ in self.batch_shape))
 
-    def _log_density(self, x: Tensor, inputs: Tensor | None, read: Tensor | None) -> Tensor:
+    def _log_density(self, x: Tensor, inputs: Tensor | None, read: Tensor | None, entries: Tensor | None) -> Tensor:
         """log p(x_t | z_t, c_t, x_<t), (*batch_shape, K); 0 where x is not to be read."""
-        emission = self.model.emission
-        law = emission(self._states, inputs, self._previous if emission.order else None)
+        previous = self._previous if self.model.emission.order else None
+        law = self.model._emission(self._states, inputs, previous, entries)
         log_prob = statewise.log_prob(law, x, read)
         if read is not None:
             log_prob = log_prob.where(read, 0.0)
         return log_prob.expand(-1, *self.batch_shape).movedim(0, -1)
 
-    def _remember(self, x: Tensor | None, read: Tensor | None) -> None:
+    def _remember(self, x: Tensor | None) -> None:
         """Put x in front of the last observations; a missing one is 0, as in the model's program."""
         width = self._previous.shape[-1]
         if width == 0:
             return
-        size = self.model.emission.event_shape.numel()
-        if x is None:
-            newest = self._previous.new_zeros(*self.batch_shape, size)
-        else:
-            newest = x.reshape(*self.batch_shape, size).to(self._previous.dtype)
-            newest = newest if read is None else newest.where(read.unsqueeze(-1), 0)
+        shape = *self.batch_shape, self.model.emission.event_shape.numel()
+        newest = self._previous.new_zeros(shape) if x is None else x.reshape(shape).to(self._previous.dtype)
         self._previous = torch.cat([newest, self._previous], -1)[..., :width]
 
-    def _checked(self, x: Tensor | None, observed: bool | Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """x, None if nothing of it is observed, and where it is, None for everywhere."""
+    def _checked(self, x: Tensor | None, observed: bool | Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """x, 0 where it is missing, None if all of it is; in which sequences, and which entries, are to be read.
+
+        The last two are None for all, the entries also if they are missing by whole steps.
+        """
         shape = self.batch_shape + self.model.emission.event_shape
         if x is None or observed is False:
-            return None, None
+            return None, None, None
         if not isinstance(x, Tensor) or x.shape != shape:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x: expected a tensor of shape {tuple(shape)} (batch, event), got {got}")
         x = x.to(self.log_likelihood.device)
-        read = None
+        read = entries = None
         if isinstance(observed, Tensor):
-            if observed.dtype != torch.bool or observed.shape != self.batch_shape:
+            if observed.dtype != torch.bool or observed.shape not in (self.batch_shape, shape):
                 raise ValueError(
-                    f"observed: expected bool of shape {tuple(self.batch_shape)}, "
-                    f"got {observed.dtype} of shape {tuple(observed.shape)}"
+                    f"observed: expected bool of shape {tuple(self.batch_shape)}, or {tuple(shape)} for single "
+                    f"entries, got {observed.dtype} of shape {tuple(observed.shape)}"
                 )
-            read = observed.to(x.device)
+            read = observed = observed.to(x.device)
+            event_dim = x.dim() - len(self.batch_shape)
+            if observed.dim() == x.dim() and event_dim:
+                read, entries = observed.flatten(-event_dim).any(-1), observed
+            x = torch.where(observed.reshape(observed.shape + (1,) * (x.dim() - observed.dim())), x, 0)
         # The question costs a synchronisation on a GPU; it is asked where Pyro's own are.
-        if Distribution._validate_args:
-            bad = ~x.isfinite().reshape(*self.batch_shape, -1).all(-1)
-            bad = bad if read is None else bad & read
-            if bad.any():
-                raise ValueError(
-                    f"x: expected finite numbers where observed, got others at index {bad.nonzero()[0].tolist()}; "
-                    "pass observed= with False where x is missing"
-                )
-        return x, read
+        if Distribution._validate_args and not (finite_entries := x.isfinite()).all():
+            raise ValueError(
+                "x: expected finite numbers where observed, got others at index "
+                f"{(~finite_entries).nonzero()[0].tolist()}; pass observed= with False where x is missing"
+            )
+        return x, read, entries
 
     def _to_device(self, name: str, value: Tensor | None, trailing: int) -> Tensor | None:
         """The value, (*batch_shape, ...) with so many more dimensions, on the device of this state."""
@@ -371,15 +375,26 @@ class FilterState:
             )
         return value.to(self.log_likelihood.device)
 
-    def _agrees(self, labels: Tensor) -> Tensor:
-        """Whether each state is the labelled one, or may be any, (*batch_shape, K)."""
-        if labels.dtype != torch.int64 or labels.shape != self.batch_shape:
-            raise ValueError(
-                f"labels: expected int64 of shape {tuple(self.batch_shape)}, "
-                f"got {labels.dtype} of shape {tuple(labels.shape)}"
-            )
-        num_states = self.model.num_states
-        if labels.device.type == "cpu" and labels.numel() and int(labels.max()) >= num_states:
-            raise ValueError(f"labels: expected states below {num_states}, got {int(labels.max())}")
-        labels = labels.to(self.log_likelihood.device).unsqueeze(-1)
-        return (labels < 0) | (labels == torch.arange(num_states, device=labels.device))
+    def _possible(self, labels: Tensor | None, allowed: Tensor | None) -> Tensor | None:
+        """The states that the labels (where the model uses them) and `allowed` leave, (*batch_shape, K); None: all."""
+        shape, num_states = self.batch_shape, self.model.num_states
+        possible = None
+        if labels is not None and self.model.use_labels:
+            if labels.dtype != torch.int64 or labels.shape != shape:
+                raise ValueError(
+                    f"labels: expected int64 of shape {tuple(shape)}, got {labels.dtype} of shape {tuple(labels.shape)}"
+                )
+            # Elsewhere than on the CPU the question costs a synchronisation.
+            if labels.device.type == "cpu" and int(labels.max()) >= num_states:
+                raise ValueError(f"labels: expected states below {num_states}, got {int(labels.max())}")
+            labels = labels.to(self.log_likelihood.device).unsqueeze(-1)
+            possible = (labels < 0) | (labels == torch.arange(num_states, device=labels.device))
+        if allowed is not None:
+            if allowed.dtype != torch.bool or allowed.shape != (*shape, num_states):
+                raise ValueError(
+                    f"allowed: expected bool of shape {(*shape, num_states)}, "
+                    f"got {allowed.dtype} of shape {tuple(allowed.shape)}"
+                )
+            allowed = allowed.to(self.log_likelihood.device)
+            possible = allowed if possible is None else possible & allowed
+        return possible

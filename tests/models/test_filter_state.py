@@ -213,6 +213,24 @@ def test_all_missing_tells_nothing():
         assert update.log_evidence.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("name", ["gaussian", "poisson", "labels"])
+def test_missing_entries_and_allowed_states(name):
+    model, data = make(name)
+    generator = torch.Generator().manual_seed(3)
+    entries = torch.rand(data.x.shape, generator=generator) < 0.6
+    allowed = torch.rand(N, T, K, generator=generator) < 0.7
+    allowed[..., 1] = True  # the known label of all cases
+    data = Sequences(data.x, data.lengths, labels=data.labels, mask=entries, allowed=allowed)
+    expected = ops.filter(*model.posterior(data).potentials, lengths=data.lengths)
+    state = model.filter_state(N)
+    for t in range(T):
+        x = data.x[:, t].masked_fill(~data.entries[:, t], float("nan"))
+        update = state.update(x, observed=data.entries[:, t], labels=data.labels[:, t], allowed=data.allowed[:, t])
+        inside = data.lengths > t
+        torch.testing.assert_close(update.log_probs[inside], expected.log_probs[inside, t], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(state.log_likelihood, model.log_prob(data).detach(), rtol=1e-10, atol=1e-10)
+
+
 def test_impossible_observations():
     mask = torch.eye(2, dtype=torch.bool)
     emission = nn.CategoricalEmission(2, 3)
@@ -292,11 +310,12 @@ def test_a_wrong_update_changes_nothing():
     [
         ({"x": torch.zeros(N)}, r"x: expected a tensor of shape \(4, 2\)"),
         ({"x": [0.0, 1.0]}, r"x: expected a tensor.*got list"),
-        ({"x": torch.full((N, D), torch.nan)}, r"x: expected finite numbers.*index \[0\]; pass observed="),
+        ({"x": torch.full((N, D), torch.nan)}, r"x: expected finite numbers.*index \[0, 0\]; pass observed="),
         ({"x": torch.zeros(N, D), "observed": torch.ones(N)}, "observed: expected bool of shape"),
         ({"x": torch.zeros(N, D), "inputs": torch.zeros(C)}, r"inputs: expected shape \(4,\) and then \(C\)"),
         ({"labels": torch.zeros(N)}, "labels: expected int64"),
         ({"labels": torch.full((N,), K)}, "labels: expected states below 3, got 3"),
+        ({"allowed": torch.ones(N, K)}, r"allowed: expected bool of shape \(4, 3\), got torch.float32"),
     ],
 )
 def test_wrong_arguments_of_update(arguments, message):

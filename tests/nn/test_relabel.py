@@ -135,6 +135,44 @@ def test_a_relabelled_part_of_a_model_keeps_its_order_when_other_parts_are_loade
     assert both["a"].state_order.tolist() == ORDER.tolist()
 
 
+PRIORS = {
+    "initial": lambda: nn.Initial(K, prior=dist.Dirichlet(torch.rand(K) + 1)),
+    "transition": lambda: nn.Transition(K, prior=dist.Dirichlet(torch.rand(K, K) + 1)),
+    "categorical": lambda: nn.CategoricalEmission(K, V, prior=dist.Dirichlet(torch.rand(K, V) + 1)),
+    "bernoulli": lambda: nn.BernoulliEmission(K, D, prior=dist.Beta(torch.rand(K, D) + 1, torch.rand(K, D) + 1)),
+    "poisson": lambda: nn.PoissonEmission(K, D, prior=dist.Gamma(torch.rand(K, D) + 1, torch.rand(K, D) + 1)),
+    "diag": lambda: nn.GaussianEmission(
+        K, D, prior=nn.NormalInverseGamma(torch.rand(K, D), torch.rand(K, 1), torch.rand(K, D), torch.rand(K, D))
+    ),
+    "spherical": lambda: nn.GaussianEmission(
+        K, D, "spherical", prior=nn.NormalInverseGamma(*(torch.rand(K, size) for size in (D, 1, 1, 1)))
+    ),
+    "full": lambda: nn.GaussianEmission(
+        K,
+        D,
+        "full",
+        prior=nn.NormalInverseWishart(
+            torch.rand(K, D), torch.rand(K, 1), 3 + torch.rand(K, 1), torch.eye(D) * torch.rand(K, D, 1)
+        ),
+    ),
+    "tied": lambda: nn.GaussianEmission(
+        K, D, "tied", prior=nn.NormalInverseWishart(torch.rand(K, D), torch.rand(K, 1), 3.5, torch.diag(torch.rand(D)))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_priors_go_with_their_states(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        part = PRIORS[name]()
+    randomize(part)
+    before = part.log_prior().detach()
+    assert part.has_prior and before != 0
+    part.relabel(ORDER)
+    torch.testing.assert_close(part.log_prior().detach(), before)
+
+
 def test_a_relabelled_network_is_trained():
     part = EMISSIONS["neural"]()
     part.relabel(ORDER)
