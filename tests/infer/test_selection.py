@@ -4,15 +4,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from pyro.nn import PyroModule
-from torch import Tensor
 
 from pyrohmm import nn
 from pyrohmm.data import Sequences
 from pyrohmm.infer import criteria, fit_svi, predictive_score, select_states
 from pyrohmm.models import HMM
 from pyrohmm.testing import enumeration
-from tests.models.cases import CASES, K, V, make
+from tests.models.cases import CASES, make
 
 TINY = Sequences.from_list([[0, 0, 1], [1, 1], [0, 1, 1, 1], [1]])
 fit = functools.partial(fit_svi, steps=3, progress=False)
@@ -47,97 +45,6 @@ def test_impossible_data():
         model.emission.logits[0, 1] = -torch.inf
     found = criteria(model, Sequences.from_list([[0, 1]]))
     assert (found.log_likelihood, found.aic, found.bic) == (-math.inf, math.inf, math.inf)
-
-
-# free parameters
-
-
-def rank_of_jacobian(model: HMM, data: Sequences) -> int:
-    """The dimension of the family of laws around a model: how many directions of its parameters change any law."""
-    states = torch.arange(model.num_states)
-
-    def laws(*values: Tensor) -> Tensor:
-        parameters = dict(zip(names, values, strict=True))
-
-        def call(part: str, method: str, *arguments: Tensor) -> Tensor:
-            own = {name.removeprefix(f"{part}."): v for name, v in parameters.items() if name.startswith(part)}
-            module = getattr(model, part)
-            result = torch.func.functional_call(module, own, arguments)
-            return result if method == "logits" else result.log_prob(data.x[:, :1])
-
-        initial = call("initial", "logits").softmax(-1)
-        transition = call("transition", "logits", states).softmax(-1)
-        emission = call("emission", "law", states.reshape(-1, 1, 1))
-        return torch.cat([initial.flatten(), transition.flatten(), emission.flatten()])
-
-    names, values = zip(*model.named_parameters(), strict=True)
-    jacobian = torch.autograd.functional.jacobian(laws, tuple(values))
-    flat = torch.cat([part.reshape(part.shape[0], -1) for part in jacobian], 1)
-    return int(torch.linalg.matrix_rank(flat))
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        HMM(nn.CategoricalEmission(K, V)),
-        HMM(nn.CategoricalEmission(K, V), nn.Initial(K, mask=torch.tensor([True, False, True]))),
-        HMM(nn.CategoricalEmission(K, V), transition=nn.Transition(K, torch.ones(K, K).triu().bool())),
-        HMM(nn.CategoricalEmission(1, V)),
-    ],
-)
-def test_free_parameters_are_the_dimension_of_the_family(model):
-    data = Sequences(torch.arange(V).reshape(V, 1))
-    assert model.double().num_free_parameters == rank_of_jacobian(model, data)
-
-
-@pytest.mark.parametrize(
-    ("emission", "expected"),
-    [
-        (nn.BernoulliEmission(K, 2), 2 * K),
-        (nn.PoissonEmission(K, 2), 2 * K),
-        (nn.GaussianEmission(K, 2), 4 * K),
-        (nn.GaussianEmission(K, 2, "tied"), 2 * K + 3),
-        (nn.GaussianEmission(K, 2, "full"), 5 * K),
-        (nn.NeuralEmission(K, torch.nn.Linear(K, 4), "categorical"), 4 * K + 4),
-    ],
-)
-def test_free_parameters_of_emissions(emission, expected):
-    model = HMM(emission)
-    assert emission.num_free_parameters == expected
-    assert model.num_free_parameters == expected + (K - 1) + K * (K - 1)
-
-
-def test_frozen_parameters_are_not_free():
-    model = HMM(nn.CategoricalEmission(K, V))
-    model.transition.logits.requires_grad_(False)
-    assert model.num_free_parameters == (K - 1) + K * (V - 1)
-    model.requires_grad_(False)
-    assert model.num_free_parameters == 0
-
-
-def test_free_parameters_of_neural_parts_all_count():
-    for name in ("embedded", "inputs"):
-        model, _ = make(name)
-        table = 1 if name == "embedded" else 0  # the initial law is a table of K logits, one of them not free
-        assert model.num_free_parameters == model.num_parameters - table
-
-
-def test_a_part_of_ones_own_counts_in_full_and_what_is_shared_counts_once():
-    class Own(PyroModule):
-        num_states = K
-
-        def __init__(self, net: torch.nn.Module):
-            super().__init__()
-            self.net = net
-
-        def forward(self, inputs: Tensor | None = None) -> Tensor:
-            return self.net(torch.zeros(1))
-
-    net = torch.nn.Linear(1, K)
-    emission = nn.NeuralEmission(K, torch.nn.Linear(K, 4), "categorical")
-    emission.extra = net
-    model = HMM(emission, Own(net))
-    assert model.num_free_parameters == 2 * K + (4 * K + 4) + K * (K - 1)
 
 
 # predictive_score

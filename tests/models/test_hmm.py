@@ -16,7 +16,7 @@ import pyrohmm
 from pyrohmm import nn
 from pyrohmm.data import Sequences
 from pyrohmm.models import HMM, NeuralHMM
-from tests.models.cases import CASES, K, N, T, make, net
+from tests.models.cases import CASES, K, N, T, V, make, net
 
 D = 2
 
@@ -490,3 +490,64 @@ def test_relabel_refuses_before_it_changes_anything():
     with pytest.raises(TypeError, match="initial: expected a method relabel"):
         own.relabel(ORDER)
     assert torch.equal(model.initial.logits, before)
+
+
+# Free parameters
+
+
+def dimension_of_the_family(model: HMM) -> int:
+    """In how many directions the probabilities of a model of symbols can move: the rank of their Jacobian."""
+    states, parameters = torch.arange(model.num_states), list(model.parameters())
+    logits = model.initial(), model.transition(states), model.emission(states).logits
+    probabilities = torch.cat([table.softmax(-1).flatten() for table in logits])
+    rows = []
+    for probability in probabilities:
+        gradients = torch.autograd.grad(probability, parameters, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    return int(torch.linalg.matrix_rank(torch.stack(rows)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        HMM(nn.CategoricalEmission(K, V)),
+        HMM(nn.CategoricalEmission(K, V), nn.Initial(K, mask=torch.tensor([True, False, True]))),
+        HMM(nn.CategoricalEmission(K, V), transition=nn.Transition(K, torch.ones(K, K).triu().bool())),
+        HMM(nn.CategoricalEmission(1, V)),
+    ],
+)
+def test_free_parameters_are_the_dimension_of_the_family(model):
+    assert model.double().num_free_parameters == dimension_of_the_family(model)
+
+
+def test_frozen_parameters_are_not_free():
+    model = HMM(nn.CategoricalEmission(K, V))
+    model.transition.logits.requires_grad_(False)
+    assert model.num_free_parameters == (K - 1) + K * (V - 1)
+    model.requires_grad_(False)
+    assert model.num_free_parameters == 0
+
+
+def test_free_parameters_of_neural_parts_all_count():
+    for name in ("embedded", "inputs"):
+        model, _ = make(name)
+        table = 1 if name == "embedded" else 0  # the initial law is a table of K logits, one of them not free
+        assert model.num_free_parameters == model.num_parameters - table
+
+
+def test_a_part_of_ones_own_counts_in_full_and_what_is_shared_counts_once():
+    class Own(PyroModule):
+        num_states = K
+
+        def __init__(self, net: torch.nn.Module):
+            super().__init__()
+            self.net = net
+
+        def forward(self, inputs: Tensor | None = None) -> Tensor:
+            return self.net(torch.zeros(1))
+
+    net = torch.nn.Linear(1, K)
+    emission = nn.NeuralEmission(K, torch.nn.Linear(K, 4), "categorical")
+    emission.extra = net
+    model = HMM(emission, Own(net))
+    assert model.num_free_parameters == 2 * K + (4 * K + 4) + K * (K - 1)
