@@ -1,6 +1,6 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,8 +16,12 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain, statewise
+from pyrohmm.models.alignment import match_states, overlap
+from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import Initial, Part, Transition
+from pyrohmm.nn._free import num_trainable
+from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import trace_given
 
@@ -190,7 +194,27 @@ class HMM(PyroModule):
 
         A table of logits counts in full, though K logits are K - 1 probabilities.
         """
-        return sum(p.numel() for p in nn.ModuleList(self.parts).parameters() if p.requires_grad)
+        return num_trainable(nn.ModuleList(self.parts))
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Number of free numbers in the three parts, as information criteria count them.
+
+        As `num_parameters`, but a row of K logits counts K - 1, and a forbidden start or edge nothing. A part of your
+        own says it in an attribute `num_free_parameters`, or counts in full. The weights of a network all count.
+
+        Example:
+            >>> from pyrohmm.nn import CategoricalEmission
+            >>> model = HMM(CategoricalEmission(2, 3))
+            >>> model.num_parameters, model.num_free_parameters
+            (12, 7)
+        """
+        surplus = 0
+        for part in self.parts:
+            trainable = num_trainable(part)
+            surplus += trainable - getattr(part, "num_free_parameters", trainable)
+        # Not the sum over the parts: they may share a network.
+        return self.num_parameters - surplus
 
     def log_prob(self, data: Sequences, guide: Callable[..., Any] | None = None) -> Tensor:
         """The log-likelihood of each sequence, exact, in nats, differentiable in the parameters.
@@ -351,6 +375,85 @@ class HMM(PyroModule):
             sites: Any = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(blank).nodes
         return Sequences(sites["x"]["value"], lengths, inputs=inputs, labels=sites["z"]["value"])
 
+    def filter_state(self, batch_shape: int | Sequence[int] = (), *, lag: int = 0) -> FilterState:
+        """A filter for a stream of observations, before the first of them.
+
+        Args:
+            batch_shape: how many sequences run side by side, () for one without a batch axis; an int N for (N,).
+            lag: how many steps back its fixed-lag smoother looks.
+
+        Raises:
+            TypeError, ValueError: a size that is no int in range, or parameters that have priors.
+
+        Example:
+            >>> from pyrohmm.nn import PoissonEmission
+            >>> state = HMM(PoissonEmission(2, 3)).filter_state(5)
+            >>> state.update(torch.ones(5, 3)).log_probs.shape
+            torch.Size([5, 2])
+        """
+        return FilterState(self, batch_shape, lag=lag)
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        The likelihood of observations stays the same. Labels and states decoded before become
+        `permutation.argsort()[states]`; what an optimiser remembers of the parameters keeps the old order.
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            TypeError: a part has no method `relabel`, as a part of your own may not have. Nothing has changed then.
+            ValueError: it is no permutation, or parameters have priors. Nothing has changed then.
+
+        Example:
+            >>> from pyrohmm.nn import PoissonEmission
+            >>> model = HMM(PoissonEmission(3, 1, rate=[[2.0], [9.0], [4.0]]))
+            >>> model.relabel([0, 2, 1])
+            >>> model.emission.log_rate.exp().flatten().detach().round()
+            tensor([2., 4., 9.])
+        """
+        if priors := self._names_of_priors():
+            raise ValueError(f"relabel: expected parameters without priors, got PyroSample for {', '.join(priors)}")
+        order = as_permutation(permutation, self.num_states)
+        for name in ("initial", "transition", "emission"):
+            if not callable(getattr(getattr(self, name), "relabel", None)):
+                raise TypeError(f"{name}: expected a method relabel(permutation), like the parts of pyrohmm.nn have")
+        for part in self.parts:
+            part.relabel(order)
+
+    def align(self, reference: "HMM | MarkovChain | Tensor", data: Sequences) -> Tensor:
+        """Put the states into the order that agrees best with a reference on the same data, in place.
+
+        The overlap of two states is in how many steps both are expected; see `overlap` and `match_states`.
+
+        Args:
+            reference: another model, its posterior of the data, or labels (N, T), int64, -1 where unknown; of at most
+                K states. With fewer, the states that match none come last.
+            data: N sequences.
+
+        Returns:
+            (K,), the permutation that was applied; see `relabel`.
+
+        Raises:
+            TypeError, ValueError: as in `overlap`, `match_states` and `relabel`.
+
+        Example:
+            >>> from pyrohmm.nn import CategoricalEmission
+            >>> model = HMM(CategoricalEmission(2, 3, probs=[[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]]))
+            >>> data = Sequences.from_list([[0, 0, 2, 2], [2, 0]])
+            >>> model.align(torch.tensor([[1, 1, 0, -1], [-1, -1, -1, -1]]), data)
+            tensor([1, 0])
+            >>> model.posterior(data).viterbi().states
+            tensor([[ 1,  1,  0,  0], [ 0,  1, -1, -1]])
+        """
+        with torch.no_grad():
+            if isinstance(reference, HMM):
+                reference = reference.posterior(data)
+            permutation = match_states(overlap(self.posterior(data), reference))
+        self.relabel(permutation)
+        return permutation
+
     @contextmanager
     def _with_guide(self, guide: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
         """The guide to use, by default the model's own, while it and the model keep their parameters to themselves."""
@@ -367,6 +470,15 @@ class HMM(PyroModule):
             for module in part.modules():
                 for name in getattr(module, "_pyro_samples", ()):
                     getattr(module, name)
+
+    def _names_of_priors(self) -> list[str]:
+        """The parameters of the parts that are `PyroSample` priors."""
+        return [
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            if path.split(".")[0] in ("initial", "transition", "emission")
+            for name in getattr(module, "_pyro_samples", ())
+        ]
 
     def _emission(
         self, state: Tensor, inputs: Tensor | None, before: Tensor | None, entries: Tensor | None

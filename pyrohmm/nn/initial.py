@@ -1,16 +1,19 @@
 """The law of the first state."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network, unforbid
+from pyrohmm.nn._free import num_free, num_trainable
 from pyrohmm.nn._prior import LEAST_LOG_PROB, dirichlet, dirichlet_log_prob, dirichlet_mode
+from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 from pyrohmm.nn.part import Events, Part, Statistics, assign, table
 
 
-class Initial(Part):
+class Initial(Ordered, Part):
     """The logits of the first state: a table, or with `context` a network of the inputs added to the table.
 
     p(z_1 = k | c) = softmax_k(logits_k + net(c)_k), the second term only with `context`.
@@ -79,7 +82,10 @@ class Initial(Part):
         logits = self.logits
         net = self.net
         if net is not None:
-            logits = logits + net(context_inputs(inputs, self.context).to(logits.dtype))
+            change = net(context_inputs(inputs, self.context).to(logits.dtype))
+            if self.state_order is not None:
+                change = change.index_select(-1, self.state_order)
+            logits = logits + change
         return forbid(logits, self.mask)
 
     def log_probs(self, inputs: Tensor | None = None) -> Tensor:
@@ -125,3 +131,31 @@ class Initial(Part):
     def closed_form(self) -> bool:
         """Whether `maximize` is the M-step: not with `context`, since networks have none in closed form."""
         return self.net is None
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            ValueError: it is no permutation, or the logits have a `PyroSample` prior.
+
+        >>> initial = Initial(3, mask=torch.tensor([True, True, False]))
+        >>> initial.relabel([2, 0, 1])
+        >>> initial().isfinite()
+        tensor([False,  True,  True])
+        """
+        order = as_permutation(permutation, self.num_states)
+        permute(self, order, ["logits", "mask", "prior"])
+        if self.net is not None:
+            self._reorder(order)
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers; of a table one less than the states where a chain may start.
+
+        >>> Initial(3).num_free_parameters, Initial(3, mask=torch.tensor([True, True, False])).num_free_parameters
+        (2, 1)
+        """
+        return num_trainable(self) if self.context else num_free(self, mask=self.mask)

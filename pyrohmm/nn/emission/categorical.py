@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
+from pyrohmm.nn._free import num_free
 from pyrohmm.nn._prior import dirichlet, dirichlet_log_prob, dirichlet_mode
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import EMPTY, Events, Statistics, assign, table
@@ -106,3 +107,8 @@ class CategoricalEmission(TableEmission):
     def features(self, x: Tensor) -> Tensor:
         """Symbols (M,) as unit vectors (M, V)."""
         return nn.functional.one_hot(x, self.logits.shape[-1]).to(self.logits.dtype)
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers, V - 1 for each state."""
+        return num_free(self)

@@ -82,6 +82,8 @@ class GaussianEmission(TableEmission):
         if covariance not in shapes:
             raise ValueError(f"covariance: expected one of {', '.join(shapes)}, got {covariance!r}")
         self.covariance = covariance
+        tied = ("log_scale", "lower", "prior_shape", "prior_scale") if covariance == "tied" else ()
+        self._shared = ("centre", *tied)
         deviation = start("scale", 1.0 if scale is None else scale, shapes[covariance], 0)
         mean = start("loc", 0.0 if loc is None else loc, (num_states, dim))
         unit = deviation.unsqueeze(-1) if covariance == "spherical" else deviation
