@@ -253,7 +253,8 @@ class _Fit:
         learning_rate: float,
         seed: int,
     ):
-        self.model, self.data, self.assignment = model, data, assignment
+        self.model, self.data = model, data
+        self.assignment: Assignment = assignment
         self.batch_size, self.step_size, self.tolerance = batch_size, step_size, tolerance
         self.closed = closed_parts(model)
         rest = [name for name in PARTS if name not in self.closed]
@@ -327,7 +328,7 @@ class _Fit:
         value, weights = self._expect(batch)
         prior = self.model.log_prior().detach().double()
         found = collect(self.model, self.closed, batch, weights)
-        size = self.step_size(self.num_steps + 1) if callable(self.step_size) else self.step_size
+        size: Any = self.step_size(self.num_steps + 1) if callable(self.step_size) else self.step_size
         if not 0 < size <= 1:
             raise ValueError(f"step_size: expected a number in (0, 1] at step {self.num_steps + 1}, got {size!r}")
         for name, statistics in found.items():
