@@ -76,7 +76,8 @@ class HMM(PyroModule):
 
     Raises:
         TypeError: a part is no module, or `guide` is not callable.
-        ValueError: the parts differ in their number of states.
+        ValueError: the parts differ in their number of states, or `initial` depends on another transition than the
+            model's.
 
     Example:
         >>> from pyrohmm.nn import CategoricalEmission
@@ -112,6 +113,8 @@ class HMM(PyroModule):
             got = _num_states(name, getattr(self, name))
             if got != num_states:
                 raise ValueError(f"{name}: expected {num_states} states, like the emission, got {got}")
+        if any(module is not self.transition for module in getattr(self.initial, "depends_on", ())):
+            raise ValueError("initial: expected a law that depends on the model's own transition=, got one on another")
         if guide is not None and not callable(guide):
             raise TypeError(f"guide: expected a callable, got {type(guide).__name__}")
         self.given_guide = guide

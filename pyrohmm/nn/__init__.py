@@ -12,8 +12,14 @@ from pyrohmm.nn.emission.neural import AutoregressiveEmission as AutoregressiveE
 from pyrohmm.nn.emission.neural import NeuralEmission as NeuralEmission
 from pyrohmm.nn.emission.poisson import PoissonEmission as PoissonEmission
 from pyrohmm.nn.initial import Initial as Initial
+from pyrohmm.nn.masks import banded as banded
+from pyrohmm.nn.masks import left_to_right as left_to_right
 from pyrohmm.nn.part import Part as Part
+from pyrohmm.nn.periodic import PeriodicTransition as PeriodicTransition
 from pyrohmm.nn.priors import NormalInverseGamma as NormalInverseGamma
 from pyrohmm.nn.priors import NormalInverseWishart as NormalInverseWishart
+from pyrohmm.nn.regression import RegressionInitial as RegressionInitial
+from pyrohmm.nn.regression import RegressionTransition as RegressionTransition
+from pyrohmm.nn.stationary import StationaryInitial as StationaryInitial
 from pyrohmm.nn.transition import NeuralTransition as NeuralTransition
 from pyrohmm.nn.transition import Transition as Transition

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
 Statistics = dict[str, Tensor]
 """Sums over steps, in float64, so that those of batches can be added up: name -> (*lead, ...)."""
@@ -35,6 +35,8 @@ class Part(PyroModule):
     closed_form: bool = False
     # Whether tables may have dims (R, 1, 1) in front.
     side_by_side: bool = True
+    # Other parts of the same model whose parameters its values depend on, without being registered here.
+    depends_on: tuple[nn.Module, ...] = ()
 
     @property
     def has_prior(self) -> bool:

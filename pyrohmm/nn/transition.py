@@ -13,7 +13,7 @@ from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 from pyrohmm.nn.part import Events, Part, Statistics, assign, table
 
 
-class _Transition(Ordered, Part):
+class MatrixTransition(Ordered, Part):
     """Masking, normalising and the choice of rows; a subclass says in `_logits` what the full matrix is."""
 
     mask: Tensor | None
@@ -104,13 +104,13 @@ class _Transition(Ordered, Part):
         raise NotImplementedError
 
 
-class Transition(_Transition):
+class Transition(MatrixTransition):
     """A table of logits, one row for each state: p(z_{t+1} = j | z_t = i) = softmax_j(logits_ij).
 
     Args:
         num_states: K.
         mask: (K, K) bool, [from, to], True where an edge is allowed; the other logits are always -inf.
-            `torch.ones(K, K, dtype=torch.bool).triu()` gives a left-to-right chain.
+            `left_to_right` and `banded` make such masks.
         sticky: log-odds added to the diagonal at the start.
         prior: `Dirichlet` on each row of probabilities, with concentrations (K,) or (K, K) of at least 1. A sticky
             prior is `Dirichlet(1 + kappa * torch.eye(K))`: as if kappa more steps had been seen to stay in each state.
@@ -138,7 +138,7 @@ class Transition(_Transition):
         generator: Generator | None = None,
     ):
         super().__init__(num_states, mask)
-        self.logits = _sticky_logits(num_states, sticky, generator)
+        self.logits = nn.Parameter(sticky_logits(num_states, sticky, generator))
         self.register_buffer("prior", dirichlet(prior, (num_states, num_states)))
 
     closed_form = True
@@ -190,7 +190,7 @@ class Transition(_Transition):
         return num_free(self, mask=self.mask)
 
 
-class NeuralTransition(_Transition):
+class NeuralTransition(MatrixTransition):
     """Transition logits from a network: of the inputs, or, without them, of learned state embeddings.
 
     With `context` C > 0 the matrix changes with the inputs c (Bengio and Frasconi 1995, "An input output HMM
@@ -244,7 +244,7 @@ class NeuralTransition(_Transition):
         super().__init__(num_states, mask)
         self.context = count("context", context, least=0)
         if context:
-            self.logits = _sticky_logits(num_states, sticky, generator)
+            self.logits = nn.Parameter(sticky_logits(num_states, sticky, generator))
             self.net = network(net, context, hidden, num_states**2, generator)
         else:
             count("embedding", embedding)
@@ -274,6 +274,7 @@ class NeuralTransition(_Transition):
             permute(self, permutation, ["source", "target", "bias", "stay"])
 
 
-def _sticky_logits(num_states: int, sticky: float, generator: Generator | None) -> nn.Parameter:
-    noise = 0.1 * torch.randn(num_states, num_states, generator=generator)
-    return nn.Parameter(noise + sticky * torch.eye(num_states))
+def sticky_logits(num_states: int, sticky: float, generator: Generator | None, *lead: int) -> Tensor:
+    """The start of tables of transitions, (*lead, K, K): small noise, and `sticky` on the diagonal."""
+    noise = 0.1 * torch.randn(*lead, num_states, num_states, generator=generator)
+    return noise + sticky * torch.eye(num_states)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -37,6 +38,17 @@ def left_to_right() -> Tensor:
     return torch.ones(K, K, dtype=torch.bool).triu()
 
 
+def regression() -> HMM:
+    initial, transition = nn.RegressionInitial(K, C), nn.RegressionTransition(K, C, prior=dist.Normal(0.0, 1.0))
+    for part in (initial, transition):
+        torch.nn.init.normal_(part.weights)
+    return HMM(nn.BernoulliEmission(K, D), initial, transition)
+
+
+def stationary(transition: nn.Part) -> HMM:
+    return HMM(nn.BernoulliEmission(K, D), nn.StationaryInitial(transition), transition)
+
+
 CASES: dict[str, tuple[Callable[[], HMM], Callable[[torch.Generator], Tensor]]] = {
     "categorical": (lambda: HMM(nn.CategoricalEmission(K, V)), symbols),
     "gaussian": (lambda: HMM(nn.GaussianEmission(K, D, "full")), numbers),
@@ -54,6 +66,10 @@ CASES: dict[str, tuple[Callable[[], HMM], Callable[[torch.Generator], Tensor]]] 
         ),
         bits,
     ),
+    "regression": (regression, bits),
+    "periodic": (lambda: HMM(nn.BernoulliEmission(K, D), transition=nn.PeriodicTransition(K, 3, column=1)), bits),
+    "stationary": (lambda: stationary(nn.Transition(K, nn.banded(K, 1))), bits),
+    "stationary by inputs": (lambda: stationary(nn.NeuralTransition(K, context=C, hidden=4)), bits),
     "inputs": (
         lambda: NeuralHMM(
             initial=nn.Initial(K, context=C, hidden=4),
@@ -90,10 +106,14 @@ def make(name: str, seed: int = 0) -> tuple[HMM, Sequences]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.full((N, T), -1)
     labels[0, 2] = labels[1, 0] = labels[3, 1] = 1
+    x = draw(generator)
+    inputs = torch.randn(N, T, C, generator=generator, dtype=torch.float64)
+    # Whole numbers, which can be phases of a period.
+    inputs[..., -1].round_()
     data = Sequences(
-        draw(generator),
+        x,
         torch.tensor([4, 3, 1, 2]),
-        inputs=torch.randn(N, T, C, generator=generator, dtype=torch.float64),
+        inputs=inputs,
         labels=labels,
         mask=torch.rand(N, T, generator=generator) < 0.8,
         index=torch.tensor([7, 2, 9, 0]),

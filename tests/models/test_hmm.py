@@ -157,7 +157,7 @@ def test_impossible_sequence():
 def test_simulate_gives_data_of_the_model(name):
     model, data = make(name)
     lengths = torch.tensor([6, 1, 4])
-    inputs = torch.randn(3, 6, 2, dtype=torch.float64)
+    inputs = torch.randn(3, 6, 2, dtype=torch.float64).round()
     simulated = model.simulate(3, 6, lengths=lengths, inputs=inputs, seed=1)
     assert simulated.x.shape == (3, 6, *data.event_shape)
     assert simulated.labels.dtype == torch.int64

@@ -49,12 +49,16 @@ TRANSITIONS = {
     "masked": lambda: nn.Transition(K, torch.ones(K, K).triu().bool()),
     "embedded": lambda: nn.NeuralTransition(K, hidden=4, embedding=3),
     "inputs": lambda: nn.NeuralTransition(K, context=C, hidden=4, mask=torch.ones(K, K).triu().bool()),
+    "regression": lambda: nn.RegressionTransition(K, C, mask=nn.left_to_right(K)),
+    "shared regression": lambda: nn.RegressionTransition(K, C, shared=True),
+    "periodic": lambda: nn.PeriodicTransition(K, 2, column=1, mask=nn.left_to_right(K)),
     "net of one's own": lambda: nn.NeuralTransition(K, context=C, net=Twisted(C, K * K)),
 }
 INITIALS = {
     "table": lambda: nn.Initial(K),
     "masked": lambda: nn.Initial(K, mask=torch.tensor([True, True, False])),
     "inputs": lambda: nn.Initial(K, context=C, hidden=4, mask=torch.tensor([True, True, False])),
+    "regression": lambda: nn.RegressionInitial(K, C, mask=torch.tensor([True, True, False])),
     "net of one's own": lambda: nn.Initial(K, context=C, net=Twisted(C, K)),
 }
 
@@ -70,6 +74,7 @@ def table_of(kind: str, part: torch.nn.Module) -> Tensor:
     """What a part says of each state, states in the dims in front (of transitions: the two last)."""
     with torch.no_grad():
         inputs = torch.linspace(-1, 1, 5 * C).reshape(5, C)
+        inputs[:, -1].round_()
         if kind == "emission":
             x = torch.tensor([[2]]) if part.event_shape == () else X
             previous = X.expand(5, -1) if part.order else None
@@ -138,6 +143,9 @@ def test_a_relabelled_part_of_a_model_keeps_its_order_when_other_parts_are_loade
 PRIORS = {
     "initial": lambda: nn.Initial(K, prior=dist.Dirichlet(torch.rand(K) + 1)),
     "transition": lambda: nn.Transition(K, prior=dist.Dirichlet(torch.rand(K, K) + 1)),
+    "regression of the first": lambda: nn.RegressionInitial(K, C, prior=dist.Normal(torch.rand(K, C), torch.rand(C))),
+    "regression": lambda: nn.RegressionTransition(K, C, prior=dist.Normal(torch.rand(K, K, C), torch.rand(K, 1))),
+    "periodic": lambda: nn.PeriodicTransition(K, 2, prior=dist.Dirichlet(torch.rand(2, K, K) + 1)),
     "categorical": lambda: nn.CategoricalEmission(K, V, prior=dist.Dirichlet(torch.rand(K, V) + 1)),
     "bernoulli": lambda: nn.BernoulliEmission(K, D, prior=dist.Beta(torch.rand(K, D) + 1, torch.rand(K, D) + 1)),
     "poisson": lambda: nn.PoissonEmission(K, D, prior=dist.Gamma(torch.rand(K, D) + 1, torch.rand(K, D) + 1)),
