@@ -75,8 +75,7 @@ class PeriodicTransition(MatrixTransition):
             (...), int64, from 0 to P - 1.
 
         Raises:
-            ValueError: `inputs` missing or without the column, or (where Pyro's validation is on) a number in it that
-                is not whole.
+            ValueError: `inputs` missing or without the column, or (on the CPU) a number in it that is not whole.
 
         >>> PeriodicTransition(2, period=7, column=1).phases(torch.tensor([[0.5, 6.0], [0.1, 7.0]]))
         tensor([6, 0])
@@ -84,11 +83,11 @@ class PeriodicTransition(MatrixTransition):
         got = None if inputs is None else tuple(inputs.shape)
         if inputs is None or not got or got[-1] <= self.column:
             raise ValueError(
-                f"inputs: expected shape (..., C) with C > {self.column} since column={self.column}, got {got}"
+                f"inputs: expected shape (..., C), C at least {self.column + 1} since column={self.column}, got {got}"
             )
         phases = inputs[..., self.column]
-        # The question costs a synchronisation on a GPU; it is asked where Pyro's own are.
-        if phases.is_floating_point() and torch.distributions.Distribution._validate_args:
+        # Elsewhere than on the CPU the question costs a synchronisation.
+        if phases.is_floating_point() and phases.device.type == "cpu":
             broken = phases != phases.round()
             if broken.any():
                 raise ValueError(
@@ -127,7 +126,7 @@ class PeriodicTransition(MatrixTransition):
         lead = table(self.logits, 3).shape[:-3]
         # One step alone may come without its dims.
         steps = weights.reshape(*lead, len(phases), *weights.shape[-2:]).double()
-        counts = steps.new_zeros(*lead, self.period, *weights.shape[-2:])
+        counts = torch.zeros(*lead, self.period, *weights.shape[-2:], dtype=steps.dtype, device=steps.device)
         return {"counts": counts.index_add_(len(lead), phases, steps)}
 
     def maximize(self, statistics: Statistics) -> Events:

@@ -1,6 +1,7 @@
 """The first state as in a chain that has run for ever."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class StationaryInitial(Part):
         recurrent_states(self._mask)
 
     @property
-    def transition(self) -> nn.Module:
+    def transition(self) -> Any:
         """The transition part whose stationary law this is."""
         return self.depends_on[0]
 
@@ -166,7 +167,8 @@ def stationary_law(log_probs: Tensor) -> Tensor:
     for n in range(rates.shape[-1] - 1, 0, -1):
         leaving = rates[..., n, :n]
         visits.append(rates[..., :n, n] - leaving.logsumexp(-1, keepdim=True))
-        rates = torch.logaddexp(rates[..., :n, :n], visits[-1].unsqueeze(-1) + leaving.unsqueeze(-2))
+        # Not logaddexp: its second derivative is NaN where one of the two is negligible.
+        rates = torch.stack([rates[..., :n, :n], visits[-1].unsqueeze(-1) + leaving.unsqueeze(-2)]).logsumexp(0)
     law = rates.new_zeros(rates.shape[:-1])
     for visit in reversed(visits):
         law = torch.cat([law, (law + visit).logsumexp(-1, keepdim=True)], -1)

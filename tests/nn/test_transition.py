@@ -8,13 +8,16 @@ from pyro import poutine
 from pyro.nn import PyroSample
 from torch import nn
 
-from pyrohmm.nn import NeuralTransition, Transition
+from pyrohmm.nn import NeuralTransition, PeriodicTransition, RegressionTransition, Transition
 
 K, B, T, C = 4, 3, 5, 2
 
 PARTS = {
     "table": lambda **kwargs: Transition(K, **kwargs),
     "inputs": lambda **kwargs: NeuralTransition(K, context=C, hidden=8, **kwargs),
+    "regression": lambda **kwargs: RegressionTransition(K, C, **kwargs),
+    "shared regression": lambda **kwargs: RegressionTransition(K, C, shared=True, **kwargs),
+    "periodic": lambda **kwargs: PeriodicTransition(K, 2, column=C - 1, **kwargs),
     "embeddings": lambda **kwargs: NeuralTransition(K, hidden=8, embedding=3, **kwargs),
 }
 LEFT_TO_RIGHT = torch.ones(K, K, dtype=torch.bool).triu()
@@ -27,7 +30,10 @@ def make(request):
 
 @pytest.fixture
 def inputs():
-    return torch.randn(B, T, C, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(B, T, C, generator=torch.Generator().manual_seed(0))
+    # Whole numbers, which can be phases of a period.
+    inputs[..., -1].round_()
+    return inputs
 
 
 def loss(part, inputs):
@@ -102,8 +108,8 @@ def test_mask(make, inputs):
     for parameter in part.parameters():
         assert parameter.grad.isfinite().all()
     if hasattr(part, "logits"):
-        assert (part.logits.grad[forbidden] == 0).all()
-        assert (part.logits.grad[:-1][LEFT_TO_RIGHT[:-1]] != 0).all()
+        assert (part.logits.grad[..., forbidden] == 0).all()
+        assert (part.logits.grad[..., LEFT_TO_RIGHT & (torch.arange(K) < K - 1).unsqueeze(-1)] != 0).all()
 
 
 def test_mask_keeps_forbidden_edges_after_training(make, inputs):
