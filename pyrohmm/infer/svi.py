@@ -63,8 +63,9 @@ def fit_svi(
     Ctrl-C ends the fit as if its steps were done: what was learned is kept, and the checkpoint written.
 
     On a GPU a step does not wait for the device, so that the program runs ahead of it: losses are looked at every
-    few steps only, where they are evaluated or saved, and at the end. This needs Pyro's validation off
-    (`pyro.enable_validation(False)`) and the default loss with a guide whose sites are reparameterised.
+    few steps only, before an evaluation or a checkpoint, and at the end; the lengths of minibatches once an epoch. This
+    needs Pyro's validation off (`pyro.enable_validation(False)`), the default loss, and a guide whose sites are
+    reparameterised.
 
     Args:
         model: a Pyro program of `Sequences`, e.g. `pyrohmm.models.HMM`; or an object with `.model` and `.guide`.

@@ -1,14 +1,17 @@
 """With validation off, no step of a fit waits for a GPU, nor do decoding and sampling.
 
-Without a GPU, what would wait is seen in the operations that torch is asked for, as in tests/ops.
+Without a GPU, what would wait is seen in the operations that torch is asked for, as in tests/ops. With one,
+`pytest tests/infer/test_synchronisation.py --device cuda` lets torch itself watch.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroSample
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import padding, statewise
@@ -95,13 +98,17 @@ def sync_debug(mode: str) -> Iterator[None]:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", CASES)
-def test_on_a_gpu(name, monkeypatch):
+def test_on_a_gpu(name, request, monkeypatch):
+    if request.config.getoption("--device") == "cpu":
+        pytest.skip("needs --device cuda: without, Triton's kernels are interpreted on the CPU")
     model, data, guide = make(name)
     model, data = model.to("cuda"), data.to("cuda")
+    if guide is not None:  # a prior does not move with its module
+        model.transition.logits = PyroSample(dist.Normal(torch.zeros(2, 2, device="cuda"), 1.0).to_event(2))
     real_step, real_epoch = svi._Fit.step, Minibatches._begin_epoch
 
     def step(fit):
-        # The first steps compile kernels and make what the optimiser remembers.
+        # The first steps compile kernels.
         with sync_debug("error" if fit.num_steps > 2 else "default"):
             real_step(fit)
 
