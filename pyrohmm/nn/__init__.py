@@ -5,12 +5,15 @@ torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSamp
 `inputs` and `previous` from the right: an enumerated state (K, 1, 1) against inputs (B, T, C) gives (K, B, T).
 """
 
-from pyrohmm.nn.emission import BernoulliEmission as BernoulliEmission
-from pyrohmm.nn.emission import CategoricalEmission as CategoricalEmission
-from pyrohmm.nn.emission import GaussianEmission as GaussianEmission
-from pyrohmm.nn.emission import PoissonEmission as PoissonEmission
+from pyrohmm.nn.emission.bernoulli import BernoulliEmission as BernoulliEmission
+from pyrohmm.nn.emission.categorical import CategoricalEmission as CategoricalEmission
+from pyrohmm.nn.emission.gaussian import GaussianEmission as GaussianEmission
+from pyrohmm.nn.emission.neural import AutoregressiveEmission as AutoregressiveEmission
+from pyrohmm.nn.emission.neural import NeuralEmission as NeuralEmission
+from pyrohmm.nn.emission.poisson import PoissonEmission as PoissonEmission
 from pyrohmm.nn.initial import Initial as Initial
-from pyrohmm.nn.neural_emission import AutoregressiveEmission as AutoregressiveEmission
-from pyrohmm.nn.neural_emission import NeuralEmission as NeuralEmission
+from pyrohmm.nn.part import Part as Part
+from pyrohmm.nn.priors import NormalInverseGamma as NormalInverseGamma
+from pyrohmm.nn.priors import NormalInverseWishart as NormalInverseWishart
 from pyrohmm.nn.transition import NeuralTransition as NeuralTransition
 from pyrohmm.nn.transition import Transition as Transition

@@ -39,6 +39,11 @@ def forbid(logits: Tensor, mask: Tensor | None) -> Tensor:
     return logits if mask is None else logits.masked_fill(~mask, -math.inf)
 
 
+def unforbid(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """`logits` with 0 where `mask` is False: what a parameter holds there is never read, but must be finite."""
+    return logits if mask is None else logits.masked_fill(~mask, 0.0)
+
+
 def context_inputs(inputs: Tensor | None, context: int) -> Tensor:
     """`inputs` if it is a tensor (..., context); ValueError otherwise."""
     got = None if inputs is None else tuple(inputs.shape)

@@ -1,13 +1,19 @@
 """The law of the first state."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
-from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network
+from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network, unforbid
+from pyrohmm.nn._free import num_free, num_trainable
+from pyrohmm.nn._prior import LEAST_LOG_PROB, dirichlet, dirichlet_log_prob, dirichlet_mode
+from pyrohmm.nn._relabel import Ordered, as_permutation, permute
+from pyrohmm.nn.part import Events, Part, Statistics, assign, table
 
 
-class Initial(PyroModule):
+class Initial(Ordered, Part):
     """The logits of the first state: a table, or with `context` a network of the inputs added to the table.
 
     p(z_1 = k | c) = softmax_k(logits_k + net(c)_k), the second term only with `context`.
@@ -18,6 +24,7 @@ class Initial(PyroModule):
         hidden: units of the built-in network (one tanh layer).
         mask: (K,) bool, True where the chain may start; the other logits are always -inf.
         net: any module from (..., C) to (..., K), in place of the built-in network. Needs `context`.
+        prior: `Dirichlet` on the probabilities, with concentrations (K,) of at least 1. Not with `context`.
         generator: source of the random start; torch's global one if None.
 
     Attributes:
@@ -25,7 +32,7 @@ class Initial(PyroModule):
 
     Raises:
         TypeError, ValueError: a size that is no positive int, a `mask` of another shape or dtype or that allows
-            nothing, a `net` that does not fit.
+            nothing, a `net` or `prior` that does not fit.
 
     >>> initial = Initial(3, mask=torch.tensor([True, True, False]))
     >>> initial().shape, initial.log_probs().exp()[2].item()
@@ -35,6 +42,7 @@ class Initial(PyroModule):
     """
 
     mask: Tensor | None
+    prior: Tensor | None
 
     def __init__(
         self,
@@ -44,6 +52,7 @@ class Initial(PyroModule):
         mask: Tensor | None = None,
         *,
         net: nn.Module | None = None,
+        prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__()
@@ -53,6 +62,9 @@ class Initial(PyroModule):
         self.logits = nn.Parameter(0.1 * torch.randn(num_states, generator=generator))
         if net is not None and not context:
             raise ValueError("net: expected None since context=0, got a module")
+        if prior is not None and context:
+            raise ValueError(f"prior: expected None since context={context}, got {type(prior).__name__}")
+        self.register_buffer("prior", dirichlet(prior, (num_states,)))
         self.net = network(net, context, hidden, num_states, generator) if context else None
 
     def forward(self, inputs: Tensor | None = None) -> Tensor:
@@ -70,7 +82,10 @@ class Initial(PyroModule):
         logits = self.logits
         net = self.net
         if net is not None:
-            logits = logits + net(context_inputs(inputs, self.context).to(logits.dtype))
+            change = net(context_inputs(inputs, self.context).to(logits.dtype))
+            if self.state_order is not None:
+                change = change.index_select(-1, self.state_order)
+            logits = logits + change
         return forbid(logits, self.mask)
 
     def log_probs(self, inputs: Tensor | None = None) -> Tensor:
@@ -80,3 +95,67 @@ class Initial(PyroModule):
         1.0
         """
         return self(inputs).log_softmax(-1)
+
+    def log_prior(self) -> Tensor:
+        """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
+        if self.prior is None:
+            return super().log_prior()
+        return dirichlet_log_prob(table(forbid(self.logits, self.mask), 1), self.prior)
+
+    def expected_statistics(self, weights: Tensor, inputs: Tensor | None = None) -> Statistics:
+        """The expected number of sequences that start in each state.
+
+        Args:
+            weights: (*lead, K), posterior probabilities of the first state, summed over sequences.
+            inputs: not read.
+
+        Returns:
+            "counts" (*lead, K).
+        """
+        return {"counts": weights.double()}
+
+    def maximize(self, statistics: Statistics) -> Events:
+        """Set the probabilities to the most probable ones: (counts_k + concentration_k - 1) / sum.
+
+        >>> initial = Initial(2)
+        >>> _ = initial.maximize(initial.expected_statistics(torch.tensor([3.0, 1.0])))
+        >>> initial.log_probs().exp().detach()
+        tensor([0.7500, 0.2500])
+        """
+        logits = table(forbid(self.logits, self.mask), 1).detach()
+        log_probs, _ = dirichlet_mode(statistics["counts"], self.prior, logits, LEAST_LOG_PROB)
+        assign(self.logits, unforbid(log_probs, self.mask))
+        return {}
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether `maximize` is the M-step: not with `context`, since networks have none in closed form."""
+        return self.net is None
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            ValueError: it is no permutation, or the logits have a `PyroSample` prior.
+
+        >>> initial = Initial(3, mask=torch.tensor([True, True, False]))
+        >>> initial.relabel([2, 0, 1])
+        >>> initial().isfinite()
+        tensor([False,  True,  True])
+        """
+        order = as_permutation(permutation, self.num_states)
+        permute(self, order, ["logits", "mask", "prior"])
+        if self.net is not None:
+            self._reorder(order)
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers; of a table one less than the states where a chain may start.
+
+        >>> Initial(3).num_free_parameters, Initial(3, mask=torch.tensor([True, True, False])).num_free_parameters
+        (2, 1)
+        """
+        return num_trainable(self) if self.context else num_free(self, mask=self.mask)

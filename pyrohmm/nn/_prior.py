@@ -1,0 +1,119 @@
+"""Priors that a part can be given: which distributions, and their parameters as one buffer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of an edge or a start that is not forbidden. A probability of 1e-13 is as good as none, and with no smaller ones
+# among the transitions the recursions in scaled space stay accurate in float32 (`pyrohmm/ops/certificate.py`).
+LEAST_LOG_PROB = -30.0
+
+
+def prior_buffer(prior: Any, family: type, names: Sequence[str], shape: tuple[int, ...]) -> Tensor | None:
+    """The parameters of a prior on a table of `shape`, beside each other: (*shape, len(names)); None for no prior.
+
+    Args:
+        prior: a distribution, possibly an `Independent` of one (`.to_event`), or None.
+        family: what it must be.
+        names: of its parameters.
+        shape: of the table, with which the parameters must broadcast.
+
+    Raises:
+        TypeError: the prior is of another family.
+        ValueError: its shape does not fit.
+    """
+    if prior is None:
+        return None
+    base = prior
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    # Pyro's expanded distributions wrap another one.
+    base = getattr(base, "base_dist", base) if not isinstance(base, family) else base
+    if not isinstance(base, family):
+        raise TypeError(f"prior: expected a {family.__name__}, got {type(prior).__name__}")
+    values = [getattr(base, name).detach() for name in names]
+    try:
+        return torch.stack([value.expand(shape) for value in values], -1).clone()
+    except RuntimeError:
+        got = [tuple(value.shape) for value in values]
+        raise ValueError(f"prior: expected parameters that broadcast to {shape}, got {got}") from None
+
+
+def dirichlet(prior: Any, shape: tuple[int, ...]) -> Tensor | None:
+    """The concentrations of a Dirichlet prior on the rows of a table, of `shape`; None for no prior.
+
+    Raises:
+        TypeError, ValueError: as `prior_buffer`, or a concentration is below 1, where the density has no mode within.
+    """
+    buffer = prior_buffer(prior, torch.distributions.Dirichlet, ["concentration"], shape)
+    if buffer is None:
+        return None
+    if not (buffer >= 1).all():
+        raise ValueError(f"prior: expected concentrations of at least 1, got {buffer.min().item()}")
+    return buffer[..., 0]
+
+
+def dirichlet_log_prob(logits: Tensor, concentration: Tensor | None) -> Tensor:
+    """sum (concentration - 1) log softmax(logits) over the last dim, 0 where a logit is -inf; 0 without a prior."""
+    if concentration is None:
+        return logits.new_zeros(logits.shape[:-1])
+    log_probs = logits.log_softmax(-1)
+    # Not a product with -inf, which would be NaN where the concentration is 1, with a gradient of NaN too.
+    log_probs = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
+    return ((concentration - 1) * log_probs).sum(-1)
+
+
+def dirichlet_mode(counts: Tensor, concentration: Tensor | None, logits: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """The most probable rows given counts.
+
+    p_i = (counts_i + concentration_i - 1) / sum, but at least about exp(least).
+
+    Args:
+        counts: (*lead, ..., V), float64.
+        concentration: what broadcasts with it; None for 1.
+        logits: those before; -inf is kept, and rows without counts.
+        least: of the results that are not -inf.
+
+    Returns:
+        the logits, normalised where there are counts, and where there are none, (*lead, ...).
+    """
+    if concentration is not None:
+        counts = counts + (concentration.double() - 1)
+    counts = counts.masked_fill(logits == -torch.inf, 0.0)
+    total = counts.sum(-1, keepdim=True)
+    empty = total <= 1e-8
+    log_probs = (counts / total.masked_fill(empty, 1.0)).log().clamp_min(least)
+    log_probs = log_probs.masked_fill(logits == -torch.inf, -torch.inf).log_softmax(-1)
+    return torch.where(empty, logits.double(), log_probs), empty.squeeze(-1)
+
+
+def beta_prior(prior: Any, shape: tuple[int, ...]) -> Tensor | None:
+    """The two concentrations of a Beta prior on a table, (*shape, 2), of ones and of zeros; None for no prior.
+
+    Raises:
+        TypeError, ValueError: as `prior_buffer`, or a concentration is below 1, where the density has no mode within.
+    """
+    buffer = prior_buffer(prior, torch.distributions.Beta, ["concentration1", "concentration0"], shape)
+    if buffer is not None and not (buffer >= 1).all():
+        raise ValueError(f"prior: expected concentrations of at least 1, got {buffer.min().item()}")
+    return buffer
+
+
+def gamma_prior(prior: Any, shape: tuple[int, ...]) -> Tensor | None:
+    """Concentration and rate of a Gamma prior on a table, (*shape, 2); None for no prior.
+
+    Raises:
+        TypeError, ValueError: as `prior_buffer`, or a concentration is below 1, where the density has no mode within.
+    """
+    buffer = prior_buffer(prior, torch.distributions.Gamma, ["concentration", "rate"], shape)
+    if buffer is not None and not (buffer[..., 0] >= 1).all():
+        raise ValueError(f"prior: expected a concentration of at least 1, got {buffer[..., 0].min().item()}")
+    return buffer
+
+
+def gamma_log_prob(log_value: Tensor, prior: Tensor) -> Tensor:
+    """(concentration - 1) log v - rate v of positive values v, given as logarithms, up to a constant."""
+    concentration, rate = prior.unbind(-1)
+    return (concentration - 1) * log_value - rate * log_value.exp()

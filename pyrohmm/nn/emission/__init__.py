@@ -1,0 +1,1 @@
+"""Laws of an observation in each state."""

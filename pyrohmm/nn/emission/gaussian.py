@@ -1,0 +1,352 @@
+"""Real vectors."""
+
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Generator, Tensor, nn
+
+from pyrohmm.nn._common import count, jitter, select, start
+from pyrohmm.nn.emission.entries import ObservedGaussian, independent
+from pyrohmm.nn.emission.table import TableEmission
+from pyrohmm.nn.part import EMPTY, LEAST_WEIGHT, Events, Statistics, add_up, assign, table, weighted_sums
+from pyrohmm.nn.priors import NormalInverseGamma, NormalInverseWishart
+
+NARROW = "standard deviation kept at the least one, too few distinct points"
+
+
+class GaussianEmission(TableEmission):
+    """D real numbers: p(x | z = k) = Normal(x; loc_k, S_k).
+
+    With scale = exp(log_scale), the covariance S_k is, by `covariance`,
+    "diag": diag(scale_k^2), log_scale (K, D);
+    "spherical": scale_k^2 times the unit matrix, log_scale (K,);
+    "full": L_k L_k^T, L_k = diag(scale_k) (I + N_k), log_scale (K, D) and the entries of the strictly lower triangular
+    N_k, row by row, lower (K, D (D - 1) / 2);
+    "tied": the same L L^T for all states, log_scale (D,) and lower (D (D - 1) / 2).
+
+    So scale_kd is the standard deviation of x_d, with "full" and "tied" given x_1 ... x_{d-1}, and lower has no units.
+
+    Args:
+        num_states: K.
+        dim: D.
+        covariance: "diag", "full", "tied" or "spherical".
+        loc: the start of the means, a number, (D,) for all states or (K, D); zero if None. The mean of the data is a
+            good one.
+        scale: the start of the standard deviations, a number or a shape that broadcasts to (K, D) for "diag" and
+            "full", (D,) for "tied", (K,) for "spherical"; one if None. The standard deviation of the data is a good
+            one.
+        noise: size of the normal noise added to the means at the start, in units of `scale`, unless `loc` is (K, D).
+        least_scale: the M-step of EM keeps every standard deviation, in any direction, above this part of that of all
+            data (in coordinates of unit variance): without a bound a state that claims a single point would have an
+            infinite likelihood.
+        prior: `NormalInverseGamma` for "diag" and "spherical", `NormalInverseWishart` for "full" and "tied".
+        generator: source of the noise; torch's global one if None.
+
+    Attributes:
+        loc: (K, D) parameter, in the units of the data.
+        log_scale: parameter, log of the units of the data, shape as above.
+        lower: parameter with "full" and "tied", zero at the start, shape as above.
+        centre: (D,) buffer, the mean of the first `loc`, from which the sums for EM are taken so that they do not
+            lose digits.
+        num_states, event_shape, order: K, (D,), 0.
+
+    Raises:
+        TypeError, ValueError: a size that is no positive int, another `covariance`, a `loc` or `scale` of another
+            shape, not finite, or not positive (`scale`), a `prior` that does not fit.
+
+    >>> emission = GaussianEmission(2, 3, loc=[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], scale=2.0)
+    >>> law = emission(torch.tensor([0, 1]))
+    >>> law.event_shape, law.stddev[1].detach()
+    (torch.Size([3]), tensor([2., 2., 2.]))
+    >>> GaussianEmission(2, 3, "full")(torch.tensor([0, 1])).covariance_matrix.shape
+    torch.Size([2, 3, 3])
+    """
+
+    def __init__(
+        self,
+        num_states: int,
+        dim: int,
+        covariance: Literal["diag", "full", "tied", "spherical"] = "diag",
+        *,
+        loc: Any = None,
+        scale: Any = None,
+        noise: float = 1.0,
+        least_scale: float = 1e-3,
+        prior: NormalInverseGamma | NormalInverseWishart | None = None,
+        generator: Generator | None = None,
+    ):
+        super().__init__(num_states, (count("dim", dim),))
+        shapes = {"diag": (num_states, dim), "full": (num_states, dim), "tied": (dim,), "spherical": (num_states,)}
+        if covariance not in shapes:
+            raise ValueError(f"covariance: expected one of {', '.join(shapes)}, got {covariance!r}")
+        self.covariance = covariance
+        tied = ("log_scale", "lower", "prior_shape", "prior_scale") if covariance == "tied" else ()
+        self._shared = ("centre", *tied)
+        deviation = start("scale", 1.0 if scale is None else scale, shapes[covariance], 0)
+        mean = start("loc", 0.0 if loc is None else loc, (num_states, dim))
+        unit = deviation.unsqueeze(-1) if covariance == "spherical" else deviation
+        self.loc = nn.Parameter(mean + noise * unit * jitter(loc, (num_states, dim), generator))
+        self.log_scale = nn.Parameter(deviation.log())
+        if covariance in ("full", "tied"):
+            self.lower = nn.Parameter(torch.zeros(*deviation.shape[:-1], dim * (dim - 1) // 2))
+
+        self.register_buffer("centre", self.loc.detach().mean(0))
+        self.least_scale = float(start("least_scale", least_scale, (), 0))
+        self._set_prior(prior)
+
+    def _set_prior(self, prior: Any) -> None:
+        wishart = self.covariance in ("full", "tied")
+        family = NormalInverseWishart if wishart else NormalInverseGamma
+        self.prior_family = None if prior is None else family
+        if prior is None:
+            return
+        if not isinstance(prior, family):
+            raise TypeError(
+                f"prior: expected a {family.__name__} for covariance={self.covariance!r}, got {type(prior).__name__}"
+            )
+        num_states, dim = self.loc.shape
+        own = {"diag": (num_states, dim), "spherical": (num_states,), "full": (num_states,), "tied": ()}[
+            self.covariance
+        ]
+        self.register_buffer("prior_loc", start("prior.loc", prior.loc, (num_states, dim)))
+        self.register_buffer("prior_strength", start("prior.strength", prior.strength, (num_states, 1), 0))
+        if isinstance(prior, NormalInverseWishart):
+            degrees = torch.as_tensor(prior.degrees)
+            degrees = degrees.squeeze(-1) if degrees.dim() == 2 else degrees
+            self.register_buffer("prior_shape", start("prior.degrees", degrees, own, dim - 1))
+            scale = start("prior.scale", prior.scale, (*own, dim, dim))
+            if torch.linalg.cholesky_ex(scale).info.any() or not torch.allclose(scale, scale.mT):
+                raise ValueError(f"prior.scale: expected positive definite matrices, got {prior.scale}")
+            self.register_buffer("prior_scale", scale)
+        else:
+            squeezed = [torch.as_tensor(value) for value in (prior.concentration, prior.rate)]
+            if self.covariance == "spherical":
+                squeezed = [value.squeeze(-1) if value.dim() == 2 else value for value in squeezed]
+            self.register_buffer("prior_shape", start("prior.concentration", squeezed[0], own, 0))
+            self.register_buffer("prior_scale", start("prior.rate", squeezed[1], own, 0))
+
+    def _distribution(self, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
+        loc, scale = select(self.loc, state), self.log_scale.exp()
+        if self.covariance == "diag":
+            return independent(dist.Normal(loc, select(scale, state)), observed)
+        if self.covariance == "spherical":
+            return independent(dist.Normal(loc, select(scale, state, 0).unsqueeze(-1)), observed)
+        factor = self._scale_tril(scale)
+        if self.covariance == "full":
+            factor = select(factor, state, 2)
+        law = dist.MultivariateNormal(loc, scale_tril=factor)
+        return law if observed is None else ObservedGaussian(law, observed)
+
+    def _scale_tril(self, scale: Tensor) -> Tensor:
+        lower, dim = self.lower, scale.shape[-1]
+        row, column = torch.tril_indices(dim, dim, -1, device=scale.device)
+        flat = lower.new_zeros(*lower.shape[:-1], dim * dim).index_copy(-1, row * dim + column, lower)
+        unit = flat.unflatten(-1, (dim, dim)) + torch.eye(dim, dtype=scale.dtype, device=scale.device)
+        return scale.unsqueeze(-1) * unit
+
+    def log_prior(self) -> Tensor:
+        """The log-density of means and covariances under the prior, up to a constant, () or (R,); see `Part`."""
+        if self.prior_family is None:
+            return super().log_prior()
+        loc, dim = table(self.loc, 2), self.loc.shape[-1]
+        off, shape, scale = loc - self.prior_loc, self.prior_shape, self.prior_scale
+        if self.covariance in ("diag", "spherical"):
+            dims = 2 if self.covariance == "diag" else 1
+            log_variance = 2 * table(self.log_scale, dims)
+            density = -(shape + 1) * log_variance - scale / log_variance.exp()
+            wide = log_variance if dims == 2 else log_variance.unsqueeze(-1)
+            mean = -0.5 * (wide + self.prior_strength * off.square() / wide.exp())
+            return density.flatten(-dims).sum(-1) + mean.sum((-2, -1))
+        factor = self._scale_tril(self.log_scale.exp())
+        factor = table(factor, 3 if self.covariance == "full" else 2)
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        inverse = torch.cholesky_inverse(factor)
+        density = -0.5 * (shape + dim + 1) * log_det - 0.5 * (scale * inverse).sum((-2, -1))
+        if self.covariance == "full":
+            density = density.sum(-1)
+        else:
+            log_det, inverse = log_det.unsqueeze(-1), inverse.unsqueeze(-3)
+        squares = (off.unsqueeze(-2) @ inverse @ off.unsqueeze(-1)).squeeze((-2, -1))
+        return density - 0.5 * (log_det + self.prior_strength.squeeze(-1) * squares).sum(-1)
+
+    def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Take sums for EM from the mean of these observations (M, D) from now on."""
+        x = x.double()
+        seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+        self.centre.copy_(torch.where(seen, x, 0.0).sum(0) / seen.sum(0).clamp(min=1))
+
+    def expected_statistics(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        inputs: Tensor | None = None,
+        previous: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> Statistics:
+        """Weights and the first two moments about `centre`; see `TableEmission`.
+
+        With "full" and "tied", entries that are missing stand with their moments given the others under the present
+        parameters.
+
+        Returns:
+            "weight", (*lead, K, D) for "diag" and "spherical", else (*lead, K); "first" (*lead, K, D); "second"
+            (*lead, K, D) or (*lead, K, D, D).
+        """
+        dim = x.shape[-1]
+        centre = self.centre.double()
+        if self.covariance in ("diag", "spherical"):
+
+            def features(rows: slice) -> Tensor:
+                block = x[rows].double() - centre
+                if observed is None:
+                    return torch.cat([torch.ones_like(block), block, block.square()], -1)
+                seen = observed[rows].double()
+                block = torch.where(observed[rows], block, 0.0)
+                return torch.cat([seen, block, block.square()], -1)
+
+            sums = weighted_sums(weights, features, 3 * dim).split(dim, -1)
+            return dict(zip(("weight", "first", "second"), sums, strict=True))
+
+        def products(rows: slice) -> Tensor:
+            block = x[rows].double() - centre
+            square = (block.unsqueeze(-1) * block.unsqueeze(-2)).flatten(-2)
+            return torch.cat([block.new_ones(len(block), 1), block, square], -1)
+
+        if observed is not None and not observed.all():
+            return self._expected_with_missing(x, weights, observed)
+        weight, first, second = weighted_sums(weights, products, dim * (dim + 1)).split([1, dim, dim * dim], -1)
+        return {"weight": weight[..., 0], "first": first, "second": second.unflatten(-1, (dim, dim))}
+
+    def _expected_with_missing(self, x: Tensor, weights: Tensor, observed: Tensor) -> Statistics:
+        """The sums, with the entries that are missing as their law given the others says, pattern by pattern."""
+        centre = self.centre.double()
+        loc = table(self.loc.detach(), 2).double() - centre
+        factor = self._scale_tril(self.log_scale.exp()).detach().double()
+        factor = table(factor, 3) if self.covariance == "full" else table(factor, 2).unsqueeze(-3)
+        covariance = factor @ factor.mT
+        sums: Statistics = {}
+        patterns, which = observed.unique(dim=0, return_inverse=True)
+        for i, pattern in enumerate(patterns):
+            rows = (which == i).nonzero()[:, 0]
+            weight = weights[..., rows, :].double()
+            here, away = pattern.nonzero()[:, 0], (~pattern).nonzero()[:, 0]
+            # E[x_away | x_here] = loc_away + gain (x_here - loc_here), with what is left of the covariance.
+            known = covariance[..., here[:, None], here]
+            gain = torch.linalg.solve(known, covariance[..., here[:, None], away]).mT
+            block = loc.unsqueeze(-2).expand(*loc.shape[:-1], len(rows), -1).clone()
+            residual = (x[rows][:, here].double() - centre[here]) - block[..., here]
+            block[..., here] += residual
+            block[..., away] += residual @ gain.mT
+            rest = torch.zeros_like(covariance)
+            rest[..., away[:, None], away] = covariance[..., away[:, None], away] - (
+                gain @ covariance[..., here[:, None], away]
+            )
+            scaled = block * weight.mT.unsqueeze(-1)
+            total = weight.sum(-2)
+            add_up(
+                sums,
+                {
+                    "weight": total,
+                    "first": scaled.sum(-2),
+                    "second": scaled.mT @ block + total[..., None, None] * rest,
+                },
+            )
+        return sums
+
+    def maximize(self, statistics: Statistics) -> Events:
+        """Set means and covariances to the best ones, with every standard deviation at least `least_scale`.
+
+        Without a prior they are the weighted means and covariances. See `TableEmission`.
+
+        >>> emission = GaussianEmission(1, 1)
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> _ = emission.maximize(emission.expected_statistics(x, torch.ones(2, 1)))
+        >>> emission.loc.item(), round(emission.log_scale.exp().item(), 4)
+        (2.0, 1.0)
+        """
+        weight, first, second = (statistics[name] for name in ("weight", "first", "second"))
+        full = self.covariance in ("full", "tied")
+        centre = self.centre.double()
+        wide = weight.unsqueeze(-1) if full else weight
+        worth = 0.0
+        if self.prior_family is not None:
+            worth = self.prior_strength.double()
+            first_and_prior = first + worth * (self.prior_loc.double() - centre)
+        else:
+            first_and_prior = first
+        empty = wide + worth <= LEAST_WEIGHT
+        loc = first_and_prior / (wide + worth).masked_fill(empty, 1.0) + centre
+        assign(self.loc, torch.where(empty, table(self.loc.detach(), 2).double(), loc))
+
+        # Squares about the means, which may be frozen.
+        off = table(self.loc.detach(), 2).double() - centre
+        if not full:
+            variance = self._total_variance(weight.sum(-2), first.sum(-2), second.sum(-2))
+            squares = second - 2 * off * first + weight * off.square()
+            return {EMPTY: empty.any(-1), NARROW: self._set_scales(squares, weight, empty, variance)}
+        variance = self._total_variance(wide.sum(-2), first.sum(-2), second.diagonal(dim1=-2, dim2=-1).sum(-2))
+        cross = off.unsqueeze(-1) * first.unsqueeze(-2)
+        squares = second - cross - cross.mT + wide.unsqueeze(-1) * off.unsqueeze(-1) * off.unsqueeze(-2)
+        return {EMPTY: empty.any(-1), NARROW: self._set_covariances(squares, weight, empty.any(-1), variance)}
+
+    def _total_variance(self, weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """That of all data, (*lead, D); where they do not vary, a number of the size of their squares."""
+        weight = weight.clamp_min(LEAST_WEIGHT)
+        mean = first / weight
+        variance = second / weight - mean.square()
+        size = (mean + self.centre.double()).square()
+        # What is left of a difference of equal numbers counts as nothing.
+        nothing = variance <= 1e-12 * mean.square()
+        return torch.where(nothing, torch.where(size > 0, size, 1.0), variance)
+
+    def _set_scales(self, squares: Tensor, weight: Tensor, empty: Tensor, total_variance: Tensor) -> Tensor:
+        """The M-step of variances, from sums of squares about the means (*lead, K, D)."""
+        spherical = self.covariance == "spherical"
+        off = table(self.loc.detach(), 2).double()
+        if self.prior_family is not None:
+            squares = squares + self.prior_strength * (off - self.prior_loc).square()
+            weight = weight + 1
+        least = self.least_scale**2 * total_variance.unsqueeze(-2)
+        if spherical:
+            squares, weight, least, empty = squares.sum(-1), weight.sum(-1), least.mean(-1), empty.all(-1)
+        if self.prior_family is not None:
+            squares, weight = squares + 2 * self.prior_scale, weight + 2 * (self.prior_shape + 1)
+        variance = squares / weight.masked_fill(empty, 1.0)
+        narrow = (variance < least) & ~empty
+        old = table(self.log_scale.detach(), 1 if spherical else 2).double()
+        assign(self.log_scale, torch.where(empty, old, 0.5 * torch.maximum(variance, least).log()))
+        return narrow if spherical else narrow.any(-1)
+
+    def _set_covariances(self, squares: Tensor, weight: Tensor, empty: Tensor, total_variance: Tensor) -> Tensor:
+        """The M-step of covariances, from sums of products about the means (*lead, K, D, D)."""
+        tied, dim = self.covariance == "tied", squares.shape[-1]
+        if self.prior_family is not None:
+            off = table(self.loc.detach(), 2).double() - self.prior_loc
+            worth = self.prior_strength.unsqueeze(-1)
+            squares, weight = squares + worth * off.unsqueeze(-1) * off.unsqueeze(-2), weight + 1
+        if tied:
+            squares, weight, empty = squares.sum(-3), weight.sum(-1), empty.all(-1)
+        if self.prior_family is not None:
+            squares, weight = squares + self.prior_scale, weight + self.prior_shape + dim + 1
+        covariance = squares / weight.masked_fill(empty, 1.0)[..., None, None]
+        # In coordinates in which all data have unit variance, no eigenvalue is below the bound.
+        unit = total_variance.sqrt() if tied else total_variance.sqrt().unsqueeze(-2)
+        outer = unit.unsqueeze(-1) * unit.unsqueeze(-2)
+        values, vectors = torch.linalg.eigh(covariance / outer)
+        least = self.least_scale**2
+        narrow = (values[..., 0] < least) & ~empty
+        clipped = (vectors * values.clamp_min(least).unsqueeze(-2)) @ vectors.mT
+        covariance = torch.where(narrow[..., None, None], clipped * outer, covariance)
+        covariance = torch.where(empty[..., None, None], torch.eye(dim).to(covariance), covariance)
+        factor = torch.linalg.cholesky(covariance)
+        scale = factor.diagonal(dim1=-2, dim2=-1)
+        row, column = torch.tril_indices(dim, dim, -1, device=factor.device)
+        dims = 1 if tied else 2
+        for parameter, new in (
+            (self.log_scale, scale.log()),
+            (self.lower, (factor / scale.unsqueeze(-1))[..., row, column]),
+        ):
+            assign(parameter, torch.where(empty.unsqueeze(-1), table(parameter.detach(), dims).double(), new))
+        return narrow.unsqueeze(-1) if tied else narrow

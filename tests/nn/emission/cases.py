@@ -1,0 +1,95 @@
+"""Every emission with a closed M-step: how it is made, with a prior and without, and data that it can emit."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Generator, Tensor
+
+from pyrohmm import nn
+
+K, D, V = 2, 3, 5
+
+
+class Case(NamedTuple):
+    """An emission.
+
+    Attributes:
+        make: a part, from a generator and its prior (None for none).
+        draw: observations (M, *event) in float64 or int64.
+        prior: one that fits, or None if it takes none.
+        steps: repeated M-steps with fixed weights that reach the maximum: 1 for families without hidden parts.
+        entries: whether single entries can be missing.
+    """
+
+    make: Callable[..., nn.Part]
+    draw: Callable[[int, Generator], Tensor]
+    prior: object = None
+    steps: int = 1
+    entries: bool = True
+
+
+def reals(num: int, generator: Generator) -> Tensor:
+    mixing = torch.tensor([[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [-0.3, 0.2, 2.0]]).double()
+    return torch.randn(num, D, generator=generator, dtype=torch.float64) @ mixing.mT + torch.tensor([1.0, 0.0, -20.0])
+
+
+def bits(num: int, generator: Generator) -> Tensor:
+    return torch.randint(2, (num, D), generator=generator).double()
+
+
+def counts(num: int, generator: Generator) -> Tensor:
+    return torch.poisson(torch.tensor([0.5, 3.0, 20.0]).expand(num, D), generator).double()
+
+
+def symbols(num: int, generator: Generator) -> Tensor:
+    return torch.randint(V, (num,), generator=generator)
+
+
+WISHART = nn.NormalInverseWishart(0.5, 2.0, 6.0, torch.eye(D) + 0.2)
+GAMMA = nn.NormalInverseGamma(0.5, 2.0, torch.tensor([[1.5], [2.0]]), 0.7)
+
+CASES: dict[str, Case] = {
+    "categorical": Case(
+        lambda prior, generator: nn.CategoricalEmission(K, V, prior=prior, generator=generator),
+        symbols,
+        dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0, 1.5, 1.0])),
+    ),
+    "bernoulli": Case(
+        lambda prior, generator: nn.BernoulliEmission(K, D, prior=prior, generator=generator), bits, dist.Beta(2.0, 3.0)
+    ),
+    "poisson": Case(
+        lambda prior, generator: nn.PoissonEmission(K, D, prior=prior, generator=generator),
+        counts,
+        dist.Gamma(2.0, 0.5),
+    ),
+    **{
+        f"gaussian {covariance}": Case(
+            lambda prior, generator, covariance=covariance: nn.GaussianEmission(
+                K, D, covariance, prior=prior, generator=generator
+            ),
+            reals,
+            GAMMA if covariance in ("diag", "spherical") else WISHART,
+        )
+        for covariance in ("diag", "spherical", "full", "tied")
+    },
+}
+
+
+def make(name: str, *, prior: bool = False, seed: int = 0) -> nn.Part:
+    """The emission of a case in float64, its parameters away from any symmetric value."""
+    case = CASES[name]
+    generator = torch.Generator().manual_seed(seed)
+    part = case.make(case.prior if prior else None, generator).double()
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return part
+
+
+def draw(name: str, num: int = 60, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Observations and posterior weights (num, K)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = CASES[name].draw(num, generator)
+    return x, torch.rand(num, K, generator=generator, dtype=torch.float64)
