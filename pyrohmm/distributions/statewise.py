@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions.utils import probs_to_logits
 from torch.nn.functional import logsigmoid
 
-from pyrohmm.distributions.padding import fill_unread
+from pyrohmm.distributions.padding import fill_unread, waits
 
 
 def log_prob(fn: torch.distributions.Distribution, value: Tensor, read: Tensor | None = None) -> Tensor:
@@ -65,10 +65,11 @@ def log_prob(fn: torch.distributions.Distribution, value: Tensor, read: Tensor |
         return _plain(fn, value, read)
     parameter = family.parameter(base, batch_dim).as_subclass(Tensor)
     shared = _shared(parameter.shape[:batch_dim], value.shape[: value.dim() - event_dim])
-    if not shared or not family.regular(parameter):
+    if not shared or not (waits(parameter) or family.regular(parameter)):
         return _plain(fn, value, read)
-    # Zero is in the support of every family here. It is put in only where something else is not, which is rare.
-    if (read is not None or base._validate_args) and not family.supports(base, value):
+    # Zero is in the support of every family here. It is put in only where something else is not, which is rare, or
+    # where to find out is to wait.
+    if (read is not None or base._validate_args) and (waits(value) or not family.supports(base, value)):
         if read is not None:
             value = torch.where(read[(..., *(None,) * event_dim)], value, 0)
         if base._validate_args:
@@ -118,7 +119,7 @@ class _Family(NamedTuple):
 
     Attributes:
         parameter: of a distribution and its number of batch dimensions, not expanded along them.
-        regular: whether no product with the parameter is 0 * inf, of which torch makes 0.
+        regular: whether no product with the parameter is 0 * inf, of which torch makes 0. Not asked where that waits.
         supports: whether all of a value is in the support of a distribution.
         log_prob: (R, *N, K), of values (R, *N, D) by a parameter (R, K, D), or (R, K, D, V) for V symbols.
         with_gradients: whether it is worth while, and right, where gradients are recorded.
@@ -256,7 +257,13 @@ def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
 
 def _poisson(value: Tensor, rate: Tensor) -> Tensor:
     value, rate = _promoted(value.flatten(1, -2), rate)
-    return value @ rate.log().mT - rate.sum(-1).unsqueeze(-2) - (value + 1).lgamma().sum(-1, keepdim=True)
+    rest = -rate.sum(-1).unsqueeze(-2) - (value + 1).lgamma().sum(-1, keepdim=True)
+    if not waits(rate):
+        return value @ rate.log().mT + rest
+    # Nobody looked whether a rate is 0, which makes every value but 0 impossible, or infinite.
+    log_rate = torch.where((rate > 0) & (rate < torch.inf), rate, 1).log()
+    impossible = value @ (rate == 0).to(value.dtype).mT > 0
+    return (value @ log_rate.mT + rest).masked_fill(impossible, -torch.inf)
 
 
 def _categorical(value: Tensor, logits: Tensor) -> Tensor:
