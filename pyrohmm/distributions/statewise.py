@@ -56,7 +56,8 @@ def log_prob(fn: torch.distributions.Distribution, value: Tensor, read: Tensor |
     while type(base).log_prob is torch.distributions.Independent.log_prob:
         event_dim += base.reinterpreted_batch_ndims
         base = base.base_dist
-    family = _FAMILIES.get(type(base).log_prob)
+    # Vectors as entries of an array are too rare to be looked at.
+    family = None if event_dim and base.event_shape else _FAMILIES.get(type(base).log_prob)
     batch_dim = len(base.batch_shape) - event_dim
     event_dim = len(fn.event_shape)
     if family is None or value.shape[max(value.dim() - event_dim, 0) :] != fn.event_shape or not value.numel():
