@@ -74,10 +74,12 @@ def redraw(model: HMM, data: Sequences, seed: int) -> None:
             if name in closed:
                 continue
             for module in getattr(model, name).modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
+                own = list(module.parameters(recurse=False))
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset) and all(parameter.requires_grad for parameter in own):
                     reset()
                     continue
-                for parameter in module.parameters(recurse=False):
+                for parameter in own:
                     if parameter.requires_grad:
                         parameter.add_(0.5 * torch.randn_like(parameter))
 
