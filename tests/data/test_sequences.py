@@ -145,9 +145,7 @@ class TestFromList:
         assert "allowed" in repr(data)
         assert data[1:].trim().allowed.tolist() == [[[False, True]]]
         x = torch.zeros(1, 2)
-        with pytest.raises(
-            ValueError, match="allowed must leave a state at every step, got none at sequence 0"
-        ):
+        with pytest.raises(ValueError, match="allowed must leave a state at every step, got none at sequence 0"):
             Sequences(x, allowed=torch.tensor([[[True, True], [False, False]]]))
         with pytest.raises(ValueError, match=r"allowed must have shape \(1, 2, K\) with K >= 1, got \(1, 3, 2\)"):
             Sequences(x, allowed=torch.ones(1, 3, 2) > 0)
