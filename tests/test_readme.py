@@ -10,7 +10,7 @@ README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["loop", "priors", "neural model", "distribution"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["loop", "priors", "neural model", "EM", "distribution"])
 def test_example_runs(example):
     pyro.clear_param_store()
     short = example.replace("range(200)", "range(3)").replace("steps=500", "steps=3, progress=False")
