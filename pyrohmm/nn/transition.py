@@ -14,7 +14,7 @@ from pyrohmm.nn.part import Events, Part, Statistics, assign, table
 
 
 class MatrixTransition(Ordered, Part):
-    """Masking, normalising and the choice of rows; a subclass says in `_logits` what the full matrix is."""
+    """What transition parts share: masking, normalising and the choice of rows. `_logits` is the full matrix."""
 
     mask: Tensor | None
 
@@ -30,13 +30,13 @@ class MatrixTransition(Ordered, Part):
         """The logits of every edge, [from, to], not normalised; -inf at forbidden edges.
 
         Args:
-            inputs: (..., C); read only if the part was built with `context`.
+            inputs: (..., C); read only if the transitions depend on them.
 
         Returns:
-            (..., K, K), or (K, K) without `context`.
+            (..., K, K), or (K, K) if the transitions depend on no inputs.
 
         Raises:
-            ValueError: `inputs` missing or of another size than `context`.
+            ValueError: `inputs` missing where they are read, or of another size than the part's.
 
         >>> Transition(3).matrix().shape, NeuralTransition(3, context=2).matrix(torch.zeros(5, 7, 2)).shape
         (torch.Size([3, 3]), torch.Size([5, 7, 3, 3]))
@@ -56,14 +56,15 @@ class MatrixTransition(Ordered, Part):
 
         Args:
             state: int64 of any shape, the present state, e.g. (K, 1, 1) if enumerated.
-            inputs: (..., C); read only if the part was built with `context`.
+            inputs: (..., C); read only if the transitions depend on them.
 
         Returns:
-            (*broadcast(state.shape, inputs.shape[:-1]), K), or (*state.shape, K) without `context`.
+            (*broadcast(state.shape, inputs.shape[:-1]), K), or (*state.shape, K) if the
+            transitions depend on no inputs.
 
         Raises:
             TypeError: `state` is not int64.
-            ValueError: `inputs` missing or of another size than `context`.
+            ValueError: `inputs` missing where they are read, or of another size than the part's.
 
         >>> state = torch.arange(3).reshape(3, 1, 1)
         >>> Transition(3)(state).shape, NeuralTransition(3, context=2)(state, torch.zeros(5, 7, 2)).shape
