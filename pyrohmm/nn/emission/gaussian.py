@@ -284,14 +284,7 @@ class GaussianEmission(TableEmission):
         return {EMPTY: empty.any(-1), NARROW: self._set_covariances(squares, weight, empty.any(-1), variance)}
 
     def _total_variance(self, weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """That of all data, (*lead, D); where they do not vary, a number of the size of their squares."""
-        weight = weight.clamp_min(LEAST_WEIGHT)
-        mean = first / weight
-        variance = second / weight - mean.square()
-        size = (mean + self.centre.double()).square()
-        # What is left of a difference of equal numbers counts as nothing.
-        nothing = variance <= 1e-12 * mean.square()
-        return torch.where(nothing, torch.where(size > 0, size, 1.0), variance)
+        return total_variance(weight, first, second, self.centre.double())
 
     def _set_scales(self, squares: Tensor, weight: Tensor, empty: Tensor, total_variance: Tensor) -> Tensor:
         """The M-step of variances, from sums of squares about the means (*lead, K, D)."""
@@ -342,3 +335,14 @@ class GaussianEmission(TableEmission):
         ):
             assign(parameter, torch.where(empty.unsqueeze(-1), table(parameter.detach(), dims).double(), new))
         return narrow.unsqueeze(-1) if tied else narrow
+
+
+def total_variance(weight: Tensor, first: Tensor, second: Tensor, centre: Tensor) -> Tensor:
+    """That of data with these moments about `centre`; where they do not vary, a number of the size of their squares."""
+    weight = weight.clamp_min(LEAST_WEIGHT)
+    mean = first / weight
+    variance = second / weight - mean.square()
+    size = (mean + centre).square()
+    # What is left of a difference of equal numbers counts as nothing.
+    nothing = variance <= 1e-12 * mean.square()
+    return torch.where(nothing, torch.where(size > 0, size, 1.0), variance)
