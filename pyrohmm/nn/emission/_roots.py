@@ -36,7 +36,7 @@ def falling_root(function: Callable[[Tensor], tuple[Tensor, Tensor]], low: float
         value, slope = function(at)
         lower, upper = torch.where(value >= 0, at, lower), torch.where(value <= 0, at, upper)
         step = -value / slope
-        newton = (at + step >= lower) & (at + step <= upper) & (step.abs() <= 0.5 * last.abs())
+        newton = (at + step >= lower) & (at + step <= upper) & (step.abs() <= 0.5 * last.abs()) & slope.isfinite()
         step = torch.where(newton, step, 0.5 * (lower + upper) - at)
         last = torch.where(newton, step, upper - lower)
         at = at + step

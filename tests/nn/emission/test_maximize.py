@@ -158,6 +158,19 @@ def test_frozen_parameters_stay(name):
         assert torch.equal(part.get_parameter(frozen), before)
 
 
+@every_case
+def test_never_falls_with_a_frozen_parameter(name):
+    for frozen, _ in make(name).named_parameters():
+        part, (x, weights) = make(name, prior=CASES[name].prior is not None), draw(name)
+        part.get_parameter(frozen).requires_grad_(False)
+        values = []
+        for _ in range(5):
+            # A copy, since a call lets every parameter ask for a gradient again.
+            values.append(objective(copy.deepcopy(part), x, weights).detach())
+            maximise(part, x, weights)
+        assert all(new > old - 1e-9 * old.abs() for old, new in pairwise(values)), frozen
+
+
 def test_means_frozen_scales_are_about_them():
     for covariance in ("diag", "spherical"):
         part, (x, weights) = make(f"gaussian {covariance}"), draw(f"gaussian {covariance}")
