@@ -6,6 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+import pyrohmm.nn.part
+from pyrohmm.nn.emission import multinomial, table
 from pyrohmm.nn.part import EMPTY, add_up
 from tests.nn.emission.cases import CASES, K, draw, make
 
@@ -63,6 +65,17 @@ def test_statistics_add_up(name):
     for key, value in whole.items():
         assert value.dtype == torch.float64
         torch.testing.assert_close(halves[key], value)
+
+
+@every_case
+def test_blocks_of_steps_add_up(name, monkeypatch):
+    part, (x, weights) = make(name), draw(name)
+    observed = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.7
+    whole = part.expected_statistics(x, weights, observed=observed)
+    for module in (pyrohmm.nn.part, table, multinomial):
+        monkeypatch.setattr(module, "BLOCK", 50)
+    for key, value in part.expected_statistics(x, weights, observed=observed).items():
+        torch.testing.assert_close(value, whole[key])
 
 
 @every_case
@@ -145,6 +158,16 @@ def test_one_point_and_no_spread(name):
     maximise(part, same, weights, steps=3)
     assert all(parameter.isfinite().all() for parameter in part.parameters())
     assert objective(part, same, weights).isfinite()
+
+
+@pytest.mark.parametrize("name", ["gaussian diag", "log-normal", "gamma", "beta", "von mises", "student"])
+def test_a_state_of_one_point_is_told(name):
+    part, (x, weights) = make(name), draw(name)
+    weights[1:, 1] = 0.0
+    for _ in range(30):
+        events = part.maximize(part.expected_statistics(x, weights))
+    (flags,) = (flags for what, flags in events.items() if what != EMPTY)
+    assert flags.tolist() == [False, True]
 
 
 @every_case
