@@ -1,10 +1,13 @@
 """Families of independent entries, and counts: densities and maximum likelihood against scipy, draws, and programs."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import pyro
 import pytest
 import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from scipy import optimize, stats
 
 from pyrohmm import nn
@@ -198,6 +201,38 @@ def test_in_a_program(name):
     for key, parameter in model.emission.named_parameters():
         assert parameter.grad.isfinite().all(), key
         assert (parameter.grad != 0).any(), key
+
+
+@every_case
+def test_collapsed_elbo_and_gradient_equal_the_sequential_ones(name):
+    x, _ = draw(name, 12)
+    data = Sequences(x.reshape(3, 4, *x.shape[1:]), torch.tensor([4, 1, 3]))
+    found = []
+    for elbo, vectorized in ((Trace_ELBO(), True), (TraceEnum_ELBO(max_plate_nesting=2), False)):
+        model = HMM(make(name), generator=torch.Generator().manual_seed(0)).double()
+        pyro.clear_param_store()
+        loss = elbo.loss_and_grads(partial(model.model, vectorized=vectorized), model.guide, data)
+        found.append([torch.tensor(loss), *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_zero_inflation_at_the_extremes(dtype):
+    """Gates that are as good as shut or open, rates so small or large that a zero is sure or impossible."""
+    logits = torch.tensor([-30.0, -1.0, 30.0], dtype=dtype).reshape(3, 1, 1)
+    rate = torch.tensor([1e-10, 1.0, 1e5], dtype=dtype).reshape(3, 1)
+    x = torch.tensor([0.0, 1.0, 20.0], dtype=dtype)
+    part = nn.ZeroInflatedPoissonEmission(9, 1).to(dtype)
+    with torch.no_grad():
+        part.gate_logits.copy_(logits.expand(3, 3, 1).reshape(9, 1))
+        part.log_rate.copy_(rate.log().expand(3, 3, 1).reshape(9, 1))
+    log_prob = part(torch.arange(9).reshape(9, 1)).log_prob(x.reshape(3, 1)).reshape(3, 3, 3)
+    logits, rate, counts = (value.double().numpy() for value in (logits, rate, x))
+    plain = -np.logaddexp(0, logits) + stats.poisson.logpmf(counts, rate)
+    expected = np.where(counts == 0, np.logaddexp(-np.logaddexp(0, -logits), plain), plain)
+    np.testing.assert_allclose(log_prob.detach(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-8, atol=1e-6)
+    log_prob.sum().backward()
+    assert part.gate_logits.grad.isfinite().all() and part.log_rate.grad.isfinite().all()
 
 
 @every_case
