@@ -106,7 +106,7 @@ CASES: dict[str, Case] = {
         lambda prior, generator: nn.NegativeBinomialEmission(K, D, prior=prior, generator=generator),
         dispersed,
         dist.Gamma(2.0, 0.5),
-        steps=100,
+        steps=12,
     ),
     "zero-inflated poisson": Case(
         lambda prior, generator: nn.ZeroInflatedPoissonEmission(
