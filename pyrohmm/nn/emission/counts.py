@@ -209,13 +209,13 @@ class NegativeBinomialEmission(ConcentrationEmission, _Counts):
 class _ZeroInflated(_Counts):
     """Zeros with the probability of a gate, else counts of the class that stands behind this one."""
 
-    gate_prior: Tensor | None
+    prior_gate: Tensor | None
 
     def _start_gate(self, gate: Any, noise: float, prior: Any, generator: Generator | None) -> None:
         shape = self.num_states, self.event_shape.numel()
         probs = start("gate", 0.1 if gate is None else gate, shape, 0, 1)
         self.gate_logits = nn.Parameter(probs.logit() + noise * jitter(gate, shape, generator))
-        self.register_buffer("gate_prior", beta_prior(prior, shape))
+        self.register_buffer("prior_gate", beta_prior(prior, shape))
 
     def _entries(self, state: Tensor) -> TorchDistributionMixin:
         gate_logits = select(self.gate_logits, state)
@@ -223,12 +223,12 @@ class _ZeroInflated(_Counts):
 
     def log_prior(self) -> Tensor:
         """The log-density of the parameters under the priors, up to a constant, () or (R,); see `Part`."""
-        if self.gate_prior is None:
+        if self.prior_gate is None:
             return super().log_prior()
-        return super().log_prior() + beta_log_prob(table(self.gate_logits, 2), self.gate_prior).sum((-2, -1))
+        return super().log_prior() + beta_log_prob(table(self.gate_logits, 2), self.prior_gate).sum((-2, -1))
 
     def _told(self) -> bool:
-        return super()._told() and self.gate_prior is not None
+        return super()._told() and self.prior_gate is not None
 
     def _sufficient(self, x: Tensor) -> dict[str, Tensor]:
         return {**super()._sufficient(x), "zeros": (x == 0).to(x.dtype)}
@@ -239,7 +239,7 @@ class _ZeroInflated(_Counts):
             # gate / (gate + (1 - gate) p(0)) of the zeros are expected to come from the gate.
             extra = sums["zeros"] * (tables["gate_logits"] - self._log_zero(tables)).sigmoid()
             counted = (weight - extra).clamp_min(LEAST_WEIGHT)
-            new = super()._best(counted, sums) | {"gate_logits": beta_mode(extra, counted, self.gate_prior)}
+            new = super()._best(counted, sums) | {"gate_logits": beta_mode(extra, counted, self.prior_gate)}
             tables = {name: self._unless_frozen(name, value) for name, value in new.items()}
         return tables
 

@@ -223,6 +223,10 @@ class LogNormalEmission(GaussianEmission):
         law = dist.LogNormal(select(self.loc, state), select(self.log_scale, state).exp())
         return independent(law, observed, 1.0)
 
+    def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Take sums for EM from the mean of the logarithms of these observations (M, D) from now on."""
+        super().prepare(positive_log(x), observed)
+
     def expected_statistics(
         self,
         x: Tensor,

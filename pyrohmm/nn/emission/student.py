@@ -66,6 +66,8 @@ class StudentTEmission(EntriesEmission):
     tensor([[8., 8.]])
     """
 
+    _shared = ("centre",)
+
     def __init__(
         self,
         num_states: int,
@@ -104,6 +106,11 @@ class StudentTEmission(EntriesEmission):
 
     def _told(self) -> bool:
         return False
+
+    def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Take sums for EM from the median of these observations (M, D) from now on; 0 where there are none."""
+        x = x.double() if observed is None else torch.where(observed, x.double(), torch.nan)
+        self.centre.copy_(x.nanmedian(0).values.nan_to_num(0.0))
 
     def _sufficient(self, x: Tensor) -> dict[str, Tensor]:
         return {}

@@ -236,6 +236,31 @@ def test_zero_inflation_at_the_extremes(dtype):
 
 
 @every_case
+def test_another_order_of_the_states(name):
+    part, (x, _) = make(name, prior=True), draw(name)
+    states, order = torch.arange(K).unsqueeze(-1), torch.arange(K).roll(1)
+    before, prior = part(states).log_prob(x), part.log_prior()
+    part.relabel(order)
+    assert part.has_prior
+    torch.testing.assert_close(part(states).log_prob(x), before[order])
+    torch.testing.assert_close(part.log_prior(), prior)
+
+
+@pytest.mark.parametrize("name", ["student", "log-normal"])
+def test_the_centre_changes_no_result(name):
+    """It is there for the digits; nothing of what is missing is read."""
+    parts = [make(name), make(name)]
+    x, weights = draw(name)
+    observed = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.8
+    parts[1].prepare(torch.where(observed, x, torch.nan), observed)
+    assert parts[1].centre.isfinite().all() and not torch.equal(parts[0].centre, parts[1].centre)
+    for part in parts:
+        part.maximize(part.expected_statistics(x, weights))
+    for one, other in zip(*(part.parameters() for part in parts), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@every_case
 def test_features(name):
     part, (x, _) = make(name), draw(name)
     features = part.features(x)
