@@ -168,16 +168,18 @@ class NegativeBinomialEmission(ConcentrationEmission, _Counts):
         return NegativeBinomial(log_concentration.exp(), logits=log_mean - log_concentration)
 
     def _hidden(self, x: Tensor) -> dict[str, Tensor]:
-        concentration = self._now("log_concentration").exp().unsqueeze(-3)
+        log_concentration = self._now("log_concentration").unsqueeze(-3)
+        concentration = log_concentration.exp()
         above = concentration + x
         return {
+            "log_before": log_concentration.expand(above.shape),
             "rise": above.digamma() - concentration.digamma(),
             "bend": torch.polygamma(1, concentration) - torch.polygamma(1, above),
         }
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
         total, rise, bend = sums["total"], sums["rise"], sums["bend"]
-        before = self._now("log_concentration").exp()
+        before = (sums["log_before"] / sums["weight"].clamp_min(LEAST_WEIGHT)).exp()
         log_mean = (total / weight).log().clamp_min(LEAST_LOG_RATE)
         mean = self._unless_frozen("log_mean", log_mean).exp()
         off = weight * mean - total  # 0 at the best mean

@@ -155,7 +155,10 @@ class EntriesEmission(TableEmission):
         return {"total": x}
 
     def _hidden(self, x: Tensor) -> dict[str, Tensor]:
-        """Functions of x (M, 1, D) and the present parameters, each (*lead, M, K, D)."""
+        """Functions of x (M, 1, D) and the present parameters, each (*lead, M, K, D).
+
+        `_best` must not take the parameters for those of the sums: online EM averages over earlier ones too.
+        """
         return {}
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
@@ -227,13 +230,12 @@ class EntriesEmission(TableEmission):
 
     def maximize(self, statistics: Statistics) -> Events:
         """Set the parameters to the best ones; see `TableEmission`."""
-        sums = dict(statistics)
-        weight = sums.pop("weight")
+        weight = statistics["weight"]
         empty = weight <= (-1.0 if self._told() else LEAST_WEIGHT)
-        tables = self._best(torch.where(empty, 1.0, weight), sums)
+        tables = self._best(torch.where(empty, 1.0, weight), statistics)
         for name, new in tables.items():
             assign(getattr(self, name), torch.where(empty, self._now(name), new))
         return {
             EMPTY: empty.any(-1),
-            **{what: (here & ~empty).any(-1) for what, here in self._met(tables, sums).items()},
+            **{what: (here & ~empty).any(-1) for what, here in self._met(tables, statistics).items()},
         }

@@ -1,6 +1,7 @@
 """Families of independent entries, and counts: densities and maximum likelihood against scipy, draws, and programs."""
 
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import optimize, stats
 
 from pyrohmm import nn
 from pyrohmm.data import Sequences
+from pyrohmm.infer import fit_em
 from pyrohmm.models import HMM
 from tests.nn.emission.cases import CASES, K, draw, make
 
@@ -233,6 +235,26 @@ def test_zero_inflation_at_the_extremes(dtype):
     np.testing.assert_allclose(log_prob.detach(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-8, atol=1e-6)
     log_prob.sum().backward()
     assert part.gate_logits.grad.isfinite().all() and part.log_rate.grad.isfinite().all()
+
+
+@every_case
+def test_em_of_a_model_never_falls(name):
+    truth, model = HMM(make(name)).double(), HMM(make(name, seed=1)).double()
+    history = fit_em(model, truth.simulate(5, 20, seed=0), steps=6, tolerance=0, restarts=2, progress=False)
+    assert len(history.loss) == 6
+    assert all(new <= old + 1e-9 for old, new in pairwise(history.loss))
+
+
+@pytest.mark.parametrize("name", ["negative binomial", "zero-inflated negative binomial", "student"])
+def test_online_em_of_hidden_parts(name):
+    """Its statistics are of earlier parameters, not only of the present ones."""
+    x = sample(name, 4000).reshape(40, 100, 1)
+    losses = []
+    for options in ({"steps": 100}, {"steps": 150, "batch_size": 4, "step_size": lambda step: (step + 1) ** -0.6}):
+        model = HMM(FAMILIES[name].part(1, 1, noise=0.0)).double()
+        fit_em(model, Sequences(x), progress=False, **options)
+        losses.append(-model.log_prob(Sequences(x)).sum().item() / x.numel())
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
 
 
 @every_case
