@@ -152,8 +152,8 @@ class StudentTEmission(EntriesEmission):
         return {"loc": loc, "log_scale": 0.5 * torch.maximum(variance, least).log(), "log_degrees": log_degrees}
 
     def _least_variance(self, sums: Statistics) -> Tensor:
-        precision, first, second = (sums[name].sum(-2, keepdim=True) for name in ("precision", "first", "second"))
-        return self.least_scale**2 * total_variance(precision, first, second, self.centre.double())
+        spread = total_variance(sums["precision"], sums["first"], sums["second"], self.centre.double())
+        return self.least_scale**2 * spread.unsqueeze(-2)
 
     def _met(self, tables: dict[str, Tensor], sums: Statistics) -> Events:
         return {NARROW: 2 * tables["log_scale"] <= self._least_variance(sums).log() + 1e-9}
