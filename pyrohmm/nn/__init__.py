@@ -6,11 +6,21 @@ torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSamp
 """
 
 from pyrohmm.nn.emission.bernoulli import BernoulliEmission as BernoulliEmission
+from pyrohmm.nn.emission.bounded import BetaEmission as BetaEmission
 from pyrohmm.nn.emission.categorical import CategoricalEmission as CategoricalEmission
+from pyrohmm.nn.emission.circular import VonMisesEmission as VonMisesEmission
+from pyrohmm.nn.emission.counts import NegativeBinomialEmission as NegativeBinomialEmission
+from pyrohmm.nn.emission.counts import PoissonEmission as PoissonEmission
+from pyrohmm.nn.emission.counts import ZeroInflatedNegativeBinomialEmission as ZeroInflatedNegativeBinomialEmission
+from pyrohmm.nn.emission.counts import ZeroInflatedPoissonEmission as ZeroInflatedPoissonEmission
 from pyrohmm.nn.emission.gaussian import GaussianEmission as GaussianEmission
+from pyrohmm.nn.emission.multinomial import MultinomialEmission as MultinomialEmission
 from pyrohmm.nn.emission.neural import AutoregressiveEmission as AutoregressiveEmission
 from pyrohmm.nn.emission.neural import NeuralEmission as NeuralEmission
-from pyrohmm.nn.emission.poisson import PoissonEmission as PoissonEmission
+from pyrohmm.nn.emission.positive import ExponentialEmission as ExponentialEmission
+from pyrohmm.nn.emission.positive import GammaEmission as GammaEmission
+from pyrohmm.nn.emission.positive import LogNormalEmission as LogNormalEmission
+from pyrohmm.nn.emission.student import StudentTEmission as StudentTEmission
 from pyrohmm.nn.initial import Initial as Initial
 from pyrohmm.nn.part import Part as Part
 from pyrohmm.nn.priors import NormalInverseGamma as NormalInverseGamma

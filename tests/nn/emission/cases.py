@@ -47,6 +47,34 @@ def symbols(num: int, generator: Generator) -> Tensor:
     return torch.randint(V, (num,), generator=generator)
 
 
+def dispersed(num: int, generator: Generator) -> Tensor:
+    """Counts that vary more than a Poisson distribution says, and have more zeros."""
+    rate = torch.tensor([0.5, 3.0, 20.0]) * torch.rand(num, D, generator=generator).log().neg()
+    return torch.poisson(rate, generator).double() * (torch.rand(num, D, generator=generator) < 0.8)
+
+
+def positive(num: int, generator: Generator) -> Tensor:
+    return reals(num, generator).mul(0.5).exp()
+
+
+def proportions(num: int, generator: Generator) -> Tensor:
+    return (reals(num, generator) * torch.tensor([0.3, 1.0, 0.1])).sigmoid()
+
+
+def angles(num: int, generator: Generator) -> Tensor:
+    return reals(num, generator) * torch.tensor([0.1, 0.7, 3.0])
+
+
+def outliers(num: int, generator: Generator) -> Tensor:
+    """Student's t with one degree of freedom."""
+    above, below = torch.randn(2, num, D, generator=generator, dtype=torch.float64)
+    return above / below + torch.tensor([0, 5, -20])
+
+
+def symbol_counts(num: int, generator: Generator) -> Tensor:
+    return torch.poisson(torch.tensor([0.5, 3.0, 0.1, 1.0, 2.0]).expand(num, V), generator).double()
+
+
 WISHART = nn.NormalInverseWishart(0.5, 2.0, 6.0, torch.eye(D) + 0.2)
 GAMMA = nn.NormalInverseGamma(0.5, 2.0, torch.tensor([[1.5], [2.0]]), 0.7)
 
@@ -74,6 +102,62 @@ CASES: dict[str, Case] = {
         )
         for covariance in ("diag", "spherical", "full", "tied")
     },
+    "negative binomial": Case(
+        lambda prior, generator: nn.NegativeBinomialEmission(K, D, prior=prior, generator=generator),
+        dispersed,
+        dist.Gamma(2.0, 0.5),
+        steps=12,
+    ),
+    "zero-inflated poisson": Case(
+        lambda prior, generator: nn.ZeroInflatedPoissonEmission(
+            K, D, prior=prior, gate_prior=None if prior is None else dist.Beta(2.0, 3.0), generator=generator
+        ),
+        dispersed,
+        dist.Gamma(2.0, 0.5),
+        steps=20,
+    ),
+    "zero-inflated negative binomial": Case(
+        lambda prior, generator: nn.ZeroInflatedNegativeBinomialEmission(
+            K, D, prior=prior, gate_prior=None if prior is None else dist.Beta(2.0, 3.0), generator=generator
+        ),
+        dispersed,
+        dist.Gamma(2.0, 0.5),
+        steps=200,
+    ),
+    "exponential": Case(
+        lambda prior, generator: nn.ExponentialEmission(K, D, prior=prior, generator=generator),
+        positive,
+        dist.Gamma(2.0, 0.5),
+    ),
+    "gamma": Case(
+        lambda prior, generator: nn.GammaEmission(K, D, prior=prior, generator=generator),
+        positive,
+        dist.Gamma(2.0, 0.5),
+    ),
+    "log-normal": Case(
+        lambda prior, generator: nn.LogNormalEmission(K, D, prior=prior, generator=generator), positive, GAMMA
+    ),
+    "beta": Case(
+        lambda prior, generator: nn.BetaEmission(K, D, prior=prior, generator=generator),
+        proportions,
+        dist.Gamma(2.0, 0.5),
+    ),
+    "von mises": Case(
+        lambda prior, generator: nn.VonMisesEmission(K, D, prior=prior, generator=generator),
+        angles,
+        dist.Gamma(2.0, 0.5),
+    ),
+    "student": Case(
+        lambda prior, generator: nn.StudentTEmission(K, D, prior=prior, generator=generator),
+        outliers,
+        dist.Gamma(2.0, 0.1),
+        steps=200,
+    ),
+    "multinomial": Case(
+        lambda prior, generator: nn.MultinomialEmission(K, V, prior=prior, generator=generator),
+        symbol_counts,
+        dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0, 1.5, 1.0])),
+    ),
 }
 
 
