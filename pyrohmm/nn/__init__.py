@@ -8,6 +8,7 @@ torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSamp
 from pyrohmm.nn.emission.bernoulli import BernoulliEmission as BernoulliEmission
 from pyrohmm.nn.emission.categorical import CategoricalEmission as CategoricalEmission
 from pyrohmm.nn.emission.gaussian import GaussianEmission as GaussianEmission
+from pyrohmm.nn.emission.mixture import GaussianMixtureEmission as GaussianMixtureEmission
 from pyrohmm.nn.emission.neural import AutoregressiveEmission as AutoregressiveEmission
 from pyrohmm.nn.emission.neural import NeuralEmission as NeuralEmission
 from pyrohmm.nn.emission.poisson import PoissonEmission as PoissonEmission

@@ -47,6 +47,11 @@ def symbols(num: int, generator: Generator) -> Tensor:
     return torch.randint(V, (num,), generator=generator)
 
 
+def clusters(num: int, generator: Generator) -> Tensor:
+    """Of two kinds, well apart."""
+    return reals(num, generator) + 12.0 * torch.randint(2, (num, 1), generator=generator)
+
+
 WISHART = nn.NormalInverseWishart(0.5, 2.0, 6.0, torch.eye(D) + 0.2)
 GAMMA = nn.NormalInverseGamma(0.5, 2.0, torch.tensor([[1.5], [2.0]]), 0.7)
 
@@ -69,6 +74,24 @@ CASES: dict[str, Case] = {
             ),
             reals,
             GAMMA if covariance in ("diag", "spherical") else WISHART,
+        )
+        for covariance in ("diag", "spherical", "full", "tied")
+    },
+    **{
+        f"mixture {covariance}": Case(
+            lambda prior, generator, covariance=covariance: nn.GaussianMixtureEmission(
+                K,
+                D,
+                2,
+                covariance,
+                loc=torch.tensor([1.0, 0.0, -20.0]) + 12 * torch.tensor([[0.0], [1.0]]),
+                prior=prior,
+                mixture_prior=None if prior is None else dist.Dirichlet(torch.tensor([2.0, 3.0])),
+                generator=generator,
+            ),
+            clusters,
+            nn.NormalInverseGamma(0.5, 0.2, 1.5, 0.7) if covariance in ("diag", "spherical") else WISHART,
+            steps=30,
         )
         for covariance in ("diag", "spherical", "full", "tied")
     },
