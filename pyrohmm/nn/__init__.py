@@ -7,6 +7,7 @@ torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSamp
 
 from pyrohmm.nn.emission.bernoulli import BernoulliEmission as BernoulliEmission
 from pyrohmm.nn.emission.categorical import CategoricalEmission as CategoricalEmission
+from pyrohmm.nn.emission.composite import CompositeEmission as CompositeEmission
 from pyrohmm.nn.emission.gaussian import GaussianEmission as GaussianEmission
 from pyrohmm.nn.emission.mixture import GaussianMixtureEmission as GaussianMixtureEmission
 from pyrohmm.nn.emission.neural import AutoregressiveEmission as AutoregressiveEmission

@@ -52,6 +52,12 @@ def clusters(num: int, generator: Generator) -> Tensor:
     return reals(num, generator) + 12.0 * torch.randint(2, (num, 1), generator=generator)
 
 
+def streams(num: int, generator: Generator) -> Tensor:
+    """Two numbers, a symbol and a bit."""
+    columns = reals(num, generator)[:, :2], symbols(num, generator).unsqueeze(-1), bits(num, generator)[:, :1]
+    return torch.cat([column.double() for column in columns], -1)
+
+
 WISHART = nn.NormalInverseWishart(0.5, 2.0, 6.0, torch.eye(D) + 0.2)
 GAMMA = nn.NormalInverseGamma(0.5, 2.0, torch.tensor([[1.5], [2.0]]), 0.7)
 
@@ -95,6 +101,17 @@ CASES: dict[str, Case] = {
         )
         for covariance in ("diag", "spherical", "full", "tied")
     },
+    "composite": Case(
+        lambda prior, generator: nn.CompositeEmission(
+            [
+                nn.GaussianEmission(K, 2, "full", prior=None, generator=generator),
+                nn.CategoricalEmission(K, V, prior=prior, generator=generator),
+                nn.BernoulliEmission(K, 1, generator=generator),
+            ]
+        ),
+        streams,
+        dist.Dirichlet(torch.full((V,), 2.0)),
+    ),
 }
 
 
