@@ -78,6 +78,18 @@ CASES: dict[str, tuple[Callable[[], HMM], Callable[[torch.Generator], Tensor]]] 
         ),
         symbols,
     ),
+    "mixture": (lambda: HMM(nn.GaussianMixtureEmission(K, D, 2, "full")), numbers),
+    "composite": (
+        lambda: HMM(
+            nn.CompositeEmission(
+                [
+                    nn.AutoregressiveEmission(K, net(K + C + 1, 2), "gaussian", dim=1, context=C),
+                    nn.CategoricalEmission(K, 2),
+                ]
+            )
+        ),
+        bits,
+    ),
 }
 
 
