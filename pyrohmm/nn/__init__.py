@@ -13,6 +13,10 @@ from pyrohmm.nn.emission.mixture import GaussianMixtureEmission as GaussianMixtu
 from pyrohmm.nn.emission.neural import AutoregressiveEmission as AutoregressiveEmission
 from pyrohmm.nn.emission.neural import NeuralEmission as NeuralEmission
 from pyrohmm.nn.emission.poisson import PoissonEmission as PoissonEmission
+from pyrohmm.nn.emission.regression import LinearAutoregressiveEmission as LinearAutoregressiveEmission
+from pyrohmm.nn.emission.regression import LinearRegressionEmission as LinearRegressionEmission
+from pyrohmm.nn.emission.regression import LogisticRegressionEmission as LogisticRegressionEmission
+from pyrohmm.nn.emission.regression import PoissonRegressionEmission as PoissonRegressionEmission
 from pyrohmm.nn.initial import Initial as Initial
 from pyrohmm.nn.part import Part as Part
 from pyrohmm.nn.priors import NormalInverseGamma as NormalInverseGamma

@@ -126,7 +126,11 @@ class GaussianEmission(TableEmission):
             self.register_buffer("prior_scale", start("prior.rate", squeezed[1], own, 0))
 
     def _distribution(self, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
-        loc, scale = select(self.loc, state), self.log_scale.exp()
+        return self._about(select(self.loc, state), state, observed)
+
+    def _about(self, loc: Tensor, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
+        """The law with the covariance of the state and these means."""
+        scale = self.log_scale.exp()
         if self.covariance == "diag":
             return independent(dist.Normal(loc, select(scale, state)), observed)
         if self.covariance == "spherical":
@@ -215,26 +219,13 @@ class GaussianEmission(TableEmission):
         """The sums, with the entries that are missing as their law given the others says, pattern by pattern."""
         centre = self.centre.double()
         loc = table(self.loc.detach(), 2).double() - centre
-        factor = self._scale_tril(self.log_scale.exp()).detach().double()
-        factor = table(factor, 3) if self.covariance == "full" else table(factor, 2).unsqueeze(-3)
-        covariance = factor @ factor.mT
+        covariance = self._covariances()
         sums: Statistics = {}
         patterns, which = observed.unique(dim=0, return_inverse=True)
         for i, pattern in enumerate(patterns):
             rows = (which == i).nonzero()[:, 0]
             weight = weights[..., rows, :].double()
-            here, away = pattern.nonzero()[:, 0], (~pattern).nonzero()[:, 0]
-            # E[x_away | x_here] = loc_away + gain (x_here - loc_here), with what is left of the covariance.
-            known = covariance[..., here[:, None], here]
-            gain = torch.linalg.solve(known, covariance[..., here[:, None], away]).mT
-            block = loc.unsqueeze(-2).expand(*loc.shape[:-1], len(rows), -1).clone()
-            residual = (x[rows][:, here].double() - centre[here]) - block[..., here]
-            block[..., here] += residual
-            block[..., away] += residual @ gain.mT
-            rest = torch.zeros_like(covariance)
-            rest[..., away[:, None], away] = covariance[..., away[:, None], away] - (
-                gain @ covariance[..., here[:, None], away]
-            )
+            block, rest = filled_in(x[rows].double() - centre, loc.unsqueeze(-2), covariance, pattern)
             scaled = block * weight.mT.unsqueeze(-1)
             total = weight.sum(-2)
             add_up(
@@ -246,6 +237,12 @@ class GaussianEmission(TableEmission):
                 },
             )
         return sums
+
+    def _covariances(self) -> Tensor:
+        """With "full" and "tied", (*lead, K or 1, D, D) in float64."""
+        factor = self._scale_tril(self.log_scale.exp()).detach().double()
+        factor = table(factor, 3) if self.covariance == "full" else table(factor, 2).unsqueeze(-3)
+        return factor @ factor.mT
 
     def maximize(self, statistics: Statistics) -> Events:
         """Set means and covariances to the best ones, with every standard deviation at least `least_scale`.
@@ -342,3 +339,28 @@ class GaussianEmission(TableEmission):
         ):
             assign(parameter, torch.where(empty.unsqueeze(-1), table(parameter.detach(), dims).double(), new))
         return narrow.unsqueeze(-1) if tied else narrow
+
+
+def filled_in(x: Tensor, mean: Tensor, covariance: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """The moments of Gaussian vectors of which the same entries were observed, given these.
+
+    Args:
+        x: (M, D); what was not observed is not read.
+        mean: what broadcasts to (*lead, K, M, D).
+        covariance: (*lead, K or 1, D, D).
+        observed: bool (D,).
+
+    Returns:
+        the conditional means (*lead, K, M, D), and the conditional covariance, 0 where observed, as `covariance`.
+    """
+    here, away = observed.nonzero()[:, 0], (~observed).nonzero()[:, 0]
+    # E[x_away | x_here] = loc_away + gain (x_here - loc_here), with what is left of the covariance.
+    known = covariance[..., here[:, None], here]
+    gain = torch.linalg.solve(known, covariance[..., here[:, None], away]).mT
+    residual = x[:, here] - mean[..., here]
+    filled = mean.expand(*residual.shape[:-1], -1).clone()
+    filled[..., here] += residual
+    filled[..., away] += residual @ gain.mT
+    rest = torch.zeros_like(covariance)
+    rest[..., away[:, None], away] = covariance[..., away[:, None], away] - gain @ covariance[..., here[:, None], away]
+    return filled, rest
