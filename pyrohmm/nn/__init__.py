@@ -8,6 +8,7 @@ torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSamp
 from pyrohmm.nn.emission.bernoulli import BernoulliEmission as BernoulliEmission
 from pyrohmm.nn.emission.categorical import CategoricalEmission as CategoricalEmission
 from pyrohmm.nn.emission.composite import CompositeEmission as CompositeEmission
+from pyrohmm.nn.emission.factor_analysis import FactorAnalysisEmission as FactorAnalysisEmission
 from pyrohmm.nn.emission.gaussian import GaussianEmission as GaussianEmission
 from pyrohmm.nn.emission.mixture import GaussianMixtureEmission as GaussianMixtureEmission
 from pyrohmm.nn.emission.neural import AutoregressiveEmission as AutoregressiveEmission
@@ -17,6 +18,7 @@ from pyrohmm.nn.emission.regression import LinearAutoregressiveEmission as Linea
 from pyrohmm.nn.emission.regression import LinearRegressionEmission as LinearRegressionEmission
 from pyrohmm.nn.emission.regression import LogisticRegressionEmission as LogisticRegressionEmission
 from pyrohmm.nn.emission.regression import PoissonRegressionEmission as PoissonRegressionEmission
+from pyrohmm.nn.emission.tied import TiedEmission as TiedEmission
 from pyrohmm.nn.initial import Initial as Initial
 from pyrohmm.nn.part import Part as Part
 from pyrohmm.nn.priors import NormalInverseGamma as NormalInverseGamma

@@ -205,38 +205,9 @@ class GaussianEmission(TableEmission):
             sums = weighted_sums(weights, features, 3 * dim).split(dim, -1)
             return dict(zip(("weight", "first", "second"), sums, strict=True))
 
-        def products(rows: slice) -> Tensor:
-            block = x[rows].double() - centre
-            square = (block.unsqueeze(-1) * block.unsqueeze(-2)).flatten(-2)
-            return torch.cat([block.new_ones(len(block), 1), block, square], -1)
-
-        if observed is not None and not observed.all():
-            return self._expected_with_missing(x, weights, observed)
-        weight, first, second = weighted_sums(weights, products, dim * (dim + 1)).split([1, dim, dim * dim], -1)
-        return {"weight": weight[..., 0], "first": first, "second": second.unflatten(-1, (dim, dim))}
-
-    def _expected_with_missing(self, x: Tensor, weights: Tensor, observed: Tensor) -> Statistics:
-        """The sums, with the entries that are missing as their law given the others says, pattern by pattern."""
-        centre = self.centre.double()
-        loc = table(self.loc.detach(), 2).double() - centre
-        covariance = self._covariances()
-        sums: Statistics = {}
-        patterns, which = observed.unique(dim=0, return_inverse=True)
-        for i, pattern in enumerate(patterns):
-            rows = (which == i).nonzero()[:, 0]
-            weight = weights[..., rows, :].double()
-            block, rest = filled_in(x[rows].double() - centre, loc.unsqueeze(-2), covariance, pattern)
-            scaled = block * weight.mT.unsqueeze(-1)
-            total = weight.sum(-2)
-            add_up(
-                sums,
-                {
-                    "weight": total,
-                    "first": scaled.sum(-2),
-                    "second": scaled.mT @ block + total[..., None, None] * rest,
-                },
-            )
-        return sums
+        if observed is None or observed.all():
+            return moments(x, weights, centre)
+        return moments_given(x, weights, observed, centre, table(self.loc.detach(), 2), self._covariances())
 
     def _covariances(self) -> Tensor:
         """With "full" and "tied", (*lead, K or 1, D, D) in float64."""
@@ -339,6 +310,53 @@ class GaussianEmission(TableEmission):
         ):
             assign(parameter, torch.where(empty.unsqueeze(-1), table(parameter.detach(), dims).double(), new))
         return narrow.unsqueeze(-1) if tied else narrow
+
+
+def moments(x: Tensor, weights: Tensor, centre: Tensor) -> Statistics:
+    """Sums of vectors and of their products about `centre`.
+
+    Args:
+        x: (M, D).
+        weights: (*lead, M, K).
+        centre: (D,).
+
+    Returns:
+        "weight" (*lead, K), "first" (*lead, K, D), "second" (*lead, K, D, D), in float64.
+    """
+    dim = x.shape[-1]
+
+    def products(rows: slice) -> Tensor:
+        block = x[rows].double() - centre
+        square = (block.unsqueeze(-1) * block.unsqueeze(-2)).flatten(-2)
+        return torch.cat([block.new_ones(len(block), 1), block, square], -1)
+
+    weight, first, second = weighted_sums(weights, products, dim * (dim + 1)).split([1, dim, dim * dim], -1)
+    return {"weight": weight[..., 0], "first": first, "second": second.unflatten(-1, (dim, dim))}
+
+
+def moments_given(
+    x: Tensor, weights: Tensor, observed: Tensor, centre: Tensor, loc: Tensor, covariance: Tensor
+) -> Statistics:
+    """As `moments`, with the entries that are missing as their law given the others says, pattern by pattern.
+
+    Args:
+        x, weights, centre: as there.
+        observed: bool (M, D).
+        loc: (*lead, K, D), of the law.
+        covariance: (*lead, K or 1, D, D), float64.
+    """
+    sums: Statistics = {}
+    patterns, which = observed.unique(dim=0, return_inverse=True)
+    for i, pattern in enumerate(patterns):
+        rows = (which == i).nonzero()[:, 0]
+        weight = weights[..., rows, :].double()
+        mean = (loc.double() - centre).unsqueeze(-2)
+        block, rest = filled_in(x[rows].double() - centre, mean, covariance, pattern)
+        scaled = block * weight.mT.unsqueeze(-1)
+        total = weight.sum(-2)
+        second = scaled.mT @ block + total[..., None, None] * rest
+        add_up(sums, {"weight": total, "first": scaled.sum(-2), "second": second})
+    return sums
 
 
 def filled_in(x: Tensor, mean: Tensor, covariance: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,8 +89,20 @@ class _OnFeatures(TableEmission):
         weight, bias = table(self.weight.detach(), 3), table(getattr(self, self._bias).detach(), 2)
         return torch.cat([weight, bias.unsqueeze(-1)], -1).double()
 
+    def _with_prior(self, curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of the objective with the prior; arguments as for `_step`."""
+        if self.weight_prior is None:
+            return curvature, slope
+        loc, scale = self.weight_prior.double().unbind(-1)
+        precision = scale.new_zeros(slope.shape[-3:])
+        precision[..., :-1] = scale**-2
+        pull = slope.new_zeros(slope.shape)
+        pull[..., :-1] = (loc - table(self.weight.detach(), 3)) * scale**-2
+        own = precision.reshape(self.num_states, -1, curvature.shape[-1])
+        return curvature + own.diag_embed(), slope + pull
+
     def _step(self, curvature: Tensor, slope: Tensor) -> Tensor:
-        """The Newton step of the coefficients: from where the data give this slope to where it and the prior's meet.
+        """Newton's step of the coefficients that are not frozen.
 
         Args:
             curvature: minus the second derivative, (*lead, K, D or 1, F + 1, F + 1); or, if the entries depend on
@@ -98,18 +110,10 @@ class _OnFeatures(TableEmission):
             slope: (*lead, K, D, F + 1).
 
         Returns:
-            (*lead, K, D, F + 1), 0 in directions of which neither the data nor the prior say anything.
+            (*lead, K, D, F + 1), 0 in directions without curvature.
         """
-        num_states, dim, width = self.num_states, *slope.shape[-2:]
+        dim, width = slope.shape[-2:]
         free = [self.weight.requires_grad] * (width - 1) + [getattr(self, self._bias).requires_grad]
-        if self.weight_prior is not None:
-            loc, scale = self.weight_prior.double().unbind(-1)
-            precision = scale.new_zeros(num_states, dim, width)
-            precision[..., :-1] = scale**-2
-            pull = slope.new_zeros(slope.shape)
-            pull[..., :-1] = (loc - table(self.weight.detach(), 3)) * scale**-2
-            curvature = curvature + precision.reshape(num_states, -1, curvature.shape[-1]).diag_embed()
-            slope = slope + pull
         coupled = curvature.shape[-1] > width
         moving = torch.tensor(free * dim if coupled else free, device=slope.device).nonzero()[:, 0]
         flat = slope.flatten(-2).unsqueeze(-2) if coupled else slope
@@ -273,12 +277,14 @@ class LinearRegressionEmission(_OnFeatures, GaussianEmission):
         elif full:
             precision = torch.linalg.inv(self._covariances())
             curvature = torch.einsum("...de,...fg->...dfeg", precision, gram.squeeze(-3))
-            step = self._step(curvature.flatten(-4, -3).flatten(-2).unsqueeze(-3), precision @ slope)
+            curvature = curvature.flatten(-4, -3).flatten(-2).unsqueeze(-3)
+            step = self._step(*self._with_prior(curvature, precision @ slope))
         else:
             dims = 1 if self.covariance == "spherical" else 2
             precision = (-2 * table(self.log_scale.detach(), dims).double()).exp()
             precision = precision.unsqueeze(-1).expand(*precision.shape, slope.shape[-2]) if dims == 1 else precision
-            step = self._step(precision[..., None, None] * gram, precision.unsqueeze(-1) * slope)
+            curvature = precision[..., None, None] * gram
+            step = self._step(*self._with_prior(curvature, precision.unsqueeze(-1) * slope))
         self._move(torch.where(empty.unsqueeze(-1), old, old + step))
 
         # Squares about the means as they are now: in the parameters' own precision, and perhaps frozen.
@@ -421,11 +427,11 @@ class _GeneralisedLinear(_OnFeatures):
     def maximize(self, statistics: Statistics) -> Events:
         """One step uphill of weights and biases, like Newton's; see `TableEmission`."""
         weight, slope, curvature = (statistics[name] for name in ("weight", "slope", "curvature"))
+        curvature, slope = self._with_prior(curvature, slope)
         step = self._step(curvature, slope)
-        step = step * self._damping(step).unsqueeze(-1)
         empty = weight <= LEAST_WEIGHT
-        gain = (step.unsqueeze(-2) @ curvature @ step.unsqueeze(-1))[..., 0, 0]
-        stay = empty | (gain <= LEAST_GAIN * weight)
+        stay = empty | ((step * slope).sum(-1) <= LEAST_GAIN * weight)
+        step = step * self._damping(step).unsqueeze(-1)
         self._move(self._coefficients() + torch.where(stay.unsqueeze(-1), 0.0, step))
         return {EMPTY: empty.any(-1)}
 

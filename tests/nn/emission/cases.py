@@ -59,6 +59,12 @@ def streams(num: int, generator: Generator) -> Tensor:
     return torch.cat([column.double() for column in columns], -1)
 
 
+def one_factor(num: int, generator: Generator) -> Tensor:
+    """Reals that one common factor explains, but for noise."""
+    factor = torch.randn(num, 1, generator=generator, dtype=torch.float64)
+    return torch.tensor([1.0, -1.5, 3.0]) * factor + torch.randn(num, D, generator=generator, dtype=torch.float64)
+
+
 class Packed(nn.Part):
     """An emission on inputs and earlier observations that finds them in x, beside the D entries of an observation.
 
@@ -179,6 +185,16 @@ CASES: dict[str, Case] = {
         dist.Normal(0.0, torch.linspace(0.1, 1.0, 1 + 2 * D)),
         steps=50,
         entries=False,
+    ),
+    "factor analysis": Case(
+        lambda prior, generator: nn.FactorAnalysisEmission(K, D, 1, generator=generator), one_factor, steps=60
+    ),
+    "tied": Case(
+        lambda prior, generator: nn.TiedEmission(
+            nn.GaussianEmission(K, D, prior=prior, generator=generator), torch.arange(K)
+        ),
+        reals,
+        GAMMA,
     ),
     "logistic": Case(
         lambda prior, generator: Packed(
