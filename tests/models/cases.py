@@ -90,6 +90,15 @@ CASES: dict[str, tuple[Callable[[], HMM], Callable[[torch.Generator], Tensor]]] 
         ),
         bits,
     ),
+    "tied": (lambda: HMM(nn.TiedEmission(nn.PoissonEmission(2, D), [0, 1, 0])), counts),
+    "factor analysis": (lambda: HMM(nn.FactorAnalysisEmission(K, D, 1)), numbers),
+    "linear": (lambda: HMM(nn.LinearRegressionEmission(K, D, C)), numbers),
+    "linear autoregressive": (
+        lambda: HMM(nn.LinearAutoregressiveEmission(K, D, 2, context=C, weight=0.1)),
+        numbers,
+    ),
+    "logistic": (lambda: HMM(nn.LogisticRegressionEmission(K, D, C)), bits),
+    "poisson regression": (lambda: HMM(nn.PoissonRegressionEmission(K, D, C)), counts),
 }
 
 

@@ -150,9 +150,7 @@ class FactorAnalysisEmission(TableEmission):
         assign(self.log_scale, 0.5 * variance.log())
         return {EMPTY: empty, NARROW: (variance <= least).any(-1) & ~empty}
 
-    def _improved(
-        self, factors: Tensor, variance: Tensor, spread: Tensor, least: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _improved(self, factors: Tensor, variance: Tensor, spread: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
         """One step of EM, from the covariance of the data."""
         scaled = factors / variance.unsqueeze(-1)
         unit = torch.eye(self.rank, dtype=factors.dtype, device=factors.device)

@@ -154,7 +154,9 @@ class GaussianMixtureEmission(TableEmission):
         away = noise * jitter(loc, (*shape, dim), generator).flatten(0, 1)
         unit = components.log_scale.detach().exp()
         with torch.no_grad():
-            components.loc.copy_(mean.flatten(0, 1) + away * (unit.unsqueeze(-1) if covariance == "spherical" else unit))
+            components.loc.copy_(
+                mean.flatten(0, 1) + away * (unit.unsqueeze(-1) if covariance == "spherical" else unit)
+            )
             components.centre.copy_(components.loc.mean(0))
         self.components = components
         self.mixture_logits = nn.Parameter(torch.zeros(shape))

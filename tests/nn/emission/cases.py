@@ -124,7 +124,9 @@ CASES: dict[str, Case] = {
         lambda prior, generator: nn.BernoulliEmission(K, D, prior=prior, generator=generator), bits, dist.Beta(2.0, 3.0)
     ),
     "poisson": Case(
-        lambda prior, generator: nn.PoissonEmission(K, D, prior=prior, generator=generator), counts, dist.Gamma(2.0, 0.5)
+        lambda prior, generator: nn.PoissonEmission(K, D, prior=prior, generator=generator),
+        counts,
+        dist.Gamma(2.0, 0.5),
     ),
     **{
         f"gaussian {covariance}": Case(
@@ -197,9 +199,7 @@ CASES: dict[str, Case] = {
         GAMMA,
     ),
     "logistic": Case(
-        lambda prior, generator: Packed(
-            nn.LogisticRegressionEmission(K, D, C, prior=prior, generator=generator), C
-        ),
+        lambda prior, generator: Packed(nn.LogisticRegressionEmission(K, D, C, prior=prior, generator=generator), C),
         on_inputs(bits),
         dist.Normal(0.2, 0.5),
         steps=60,

@@ -101,7 +101,9 @@ def test_moments_and_draws():
         x = law.sample((20000,))
     assert x.shape == (20000, K, D)
     spread = law.variance.detach()
-    torch.testing.assert_close(((x.mean(0) - law.mean) / spread.sqrt()).detach(), torch.zeros(K, D).double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        ((x.mean(0) - law.mean) / spread.sqrt()).detach(), torch.zeros(K, D).double(), atol=0.05, rtol=0
+    )
     torch.testing.assert_close(x.var(0), spread, rtol=0.05, atol=0)
     wide = law.expand((4, K))
     assert isinstance(wide, Mixture)
