@@ -99,6 +99,9 @@ class CompositeEmission(Part):
     (torch.Size([4]), torch.Size([2]))
     """
 
+    # Any: a list of modules does not tell what its elements are.
+    streams: Any
+
     def __init__(self, streams: Sequence[Part]):
         super().__init__()
         streams = list(streams)

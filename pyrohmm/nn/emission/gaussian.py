@@ -340,8 +340,10 @@ def moments_given(
     """As `moments`, with the entries that are missing as their law given the others says, pattern by pattern.
 
     Args:
-        x, weights, centre: as there.
+        x: (M, D).
+        weights: (*lead, M, K).
         observed: bool (M, D).
+        centre: (D,).
         loc: (*lead, K, D), of the law.
         covariance: (*lead, K or 1, D, D), float64.
     """

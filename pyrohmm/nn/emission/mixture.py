@@ -1,6 +1,5 @@
 """Mixtures of Gaussian vectors."""
 
-import math
 from typing import Any, Literal
 
 import pyro.distributions as dist

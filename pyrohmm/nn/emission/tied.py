@@ -79,12 +79,7 @@ class TiedEmission(Part):
         previous: Tensor | None = None,
         observed: Tensor | None = None,
     ) -> Statistics:
-        """Those of the emission, with the weights of the states of a group added up.
-
-        Args:
-            x, inputs, previous, observed: as for the emission.
-            weights: (*lead, M, K).
-        """
+        """Those of the emission, with the weights (*lead, M, K) of the states of a group added up."""
         rows = torch.arange(self.emission.num_states, device=weights.device)
         members = (self.groups.unsqueeze(-1) == rows).to(weights.dtype)
         return self.emission.expected_statistics(x, weights @ members, inputs, previous, observed)

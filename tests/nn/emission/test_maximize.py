@@ -1,6 +1,7 @@
 """The M-step of every emission: a maximum, of sums over steps, with priors, missing entries and frozen parameters."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_never_falls(name):
     for _ in range(5):
         maximise(part, x, weights)
         values.append(objective(part, x, weights))
-    assert all(new > old - 1e-9 * old.abs() for old, new in zip(values, values[1:], strict=False))
+    assert all(new > old - 1e-9 * old.abs() for old, new in pairwise(values))
 
 
 @every_case

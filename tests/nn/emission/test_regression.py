@@ -1,4 +1,5 @@
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_never_falls_from_far_away(name, scale):
     for _ in range(200):
         fit(part, x, weights, inputs)
         values.append(objective(part, x, weights, inputs).item())
-    assert all(new >= old - 1e-9 * abs(old) for old, new in zip(values, values[1:], strict=False))
+    assert all(new >= old - 1e-9 * abs(old) for old, new in pairwise(values))
     near = GLMS[name](K, D, C).double()
     fit(near, x, weights, inputs, steps=200)
     assert values[-1] == pytest.approx(objective(near, x, weights, inputs).item(), rel=1e-6)
