@@ -98,7 +98,9 @@ def test_a_step_of_em_on_the_emission_is_uphill(name):
     model, data = make(name)
     data = data.as_whole()
     steps = data.observed.flatten()
-    previous = model._previous(data, slice(0, T))
+    # Newest first, zeros before the start.
+    lags = [torch.nn.functional.pad(data.x, (0, 0, lag, 0))[:, :T] for lag in range(1, model.emission.order + 1)]
+    previous = torch.cat(lags, -1) if lags else None
     known = [None if value is None else value.flatten(0, 1)[steps] for value in (data.inputs, previous)]
     values = []
     for _ in range(6):

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
 from pyrohmm.nn.emission.entries import ObservedGaussian
-from pyrohmm.nn.emission.gaussian import NARROW, moments, moments_given
+from pyrohmm.nn.emission.gaussian import NARROW, moments, moments_given, total_variance
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import EMPTY, LEAST_WEIGHT, Events, Statistics, assign, table
 
@@ -133,15 +133,9 @@ class FactorAnalysisEmission(TableEmission):
         cross = off.unsqueeze(-1) * mean.unsqueeze(-2)
         spread = second / count.unsqueeze(-1) - cross - cross.mT + off.unsqueeze(-1) * off.unsqueeze(-2)
 
-        total = weight.sum(-1).clamp_min(LEAST_WEIGHT).unsqueeze(-1)
-        mean = first.sum(-2) / total
-        variance = second.diagonal(dim1=-2, dim2=-1).sum(-2) / total - mean.square()
-        size = (mean + centre).square()
-        # As in `GaussianEmission`: data that do not vary have the unit of their size.
-        nothing = variance <= 1e-12 * mean.square()
-        unit = torch.where(nothing, torch.where(size > 0, size, 1.0), variance)
-        least = self.least_scale**2 * unit.unsqueeze(-2)
-
+        squares = second.diagonal(dim1=-2, dim2=-1)
+        unit_variance = total_variance(weight.unsqueeze(-1), first, squares, centre)
+        least = self.least_scale**2 * unit_variance.unsqueeze(-2)
         factors, variance = old_factors, old_variance = self._tables()
         for _ in range(INNER_STEPS):
             factors, variance = self._improved(factors, variance, spread, least)

@@ -243,23 +243,13 @@ class GaussianEmission(TableEmission):
         # Squares about the means, which may be frozen.
         off = table(self.loc.detach(), 2).double() - centre
         if not full:
-            variance = self._total_variance(weight.sum(-2), first.sum(-2), second.sum(-2))
+            variance = total_variance(weight, first, second, centre)
             squares = second - 2 * off * first + weight * off.square()
             return {EMPTY: empty.any(-1), NARROW: self._set_scales(squares, weight, empty, variance)}
-        variance = self._total_variance(wide.sum(-2), first.sum(-2), second.diagonal(dim1=-2, dim2=-1).sum(-2))
+        variance = total_variance(wide, first, second.diagonal(dim1=-2, dim2=-1), centre)
         cross = off.unsqueeze(-1) * first.unsqueeze(-2)
         squares = second - cross - cross.mT + wide.unsqueeze(-1) * off.unsqueeze(-1) * off.unsqueeze(-2)
         return {EMPTY: empty.any(-1), NARROW: self._set_covariances(squares, weight, empty.any(-1), variance)}
-
-    def _total_variance(self, weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """That of all data, (*lead, D); where they do not vary, a number of the size of their squares."""
-        weight = weight.clamp_min(LEAST_WEIGHT)
-        mean = first / weight
-        variance = second / weight - mean.square()
-        size = (mean + self.centre.double()).square()
-        # What is left of a difference of equal numbers counts as nothing.
-        nothing = variance <= 1e-12 * mean.square()
-        return torch.where(nothing, torch.where(size > 0, size, 1.0), variance)
 
     def _set_scales(self, squares: Tensor, weight: Tensor, empty: Tensor, total_variance: Tensor) -> Tensor:
         """The M-step of variances, from sums of squares about the means (*lead, K, D)."""
@@ -310,6 +300,24 @@ class GaussianEmission(TableEmission):
         ):
             assign(parameter, torch.where(empty.unsqueeze(-1), table(parameter.detach(), dims).double(), new))
         return narrow.unsqueeze(-1) if tied else narrow
+
+
+def total_variance(weight: Tensor, first: Tensor, second: Tensor, centre: Tensor) -> Tensor:
+    """That of the data of all states, (*lead, D); where they do not vary, a number of the size of their squares.
+
+    Args:
+        weight: (*lead, K, D or 1).
+        first: (*lead, K, D), the sums about `centre`.
+        second: (*lead, K, D), those of the squares.
+        centre: (D,).
+    """
+    weight = weight.sum(-2).clamp_min(LEAST_WEIGHT)
+    mean = first.sum(-2) / weight
+    variance = second.sum(-2) / weight - mean.square()
+    size = (mean + centre).square()
+    # What is left of a difference of equal numbers counts as nothing.
+    nothing = variance <= 1e-12 * mean.square()
+    return torch.where(nothing, torch.where(size > 0, size, 1.0), variance)
 
 
 def moments(x: Tensor, weights: Tensor, centre: Tensor) -> Statistics:

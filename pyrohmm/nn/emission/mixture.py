@@ -91,7 +91,7 @@ class GaussianMixtureEmission(TableEmission):
         \mathrm{Normal}(x;\; \mu_{km}, S_{km})
 
     Its M-step is one step of EM on the components too, so it increases the objective without reaching its maximum at
-    once.
+    once. A component that starts far from all data never gets any, so start with the `loc` and `scale` of the data.
 
     Args:
         num_states: K.
@@ -185,7 +185,7 @@ class GaussianMixtureEmission(TableEmission):
             "mixture" (*lead, K, M), the weights of the components, and the components' sums, (*lead, K M, ...).
         """
         sums: Statistics = {}
-        for rows in blocks(len(x), self.num_states * self.num_components * x.shape[-1]):
+        for rows in blocks(len(x), weights[..., 0, :].numel() * self.num_components * x.shape[-1]):
             seen = None if observed is None else observed[rows]
             shared = weights[..., rows, :].double().unsqueeze(-1) * self._responsibilities(x[rows], seen)
             add_up(sums, {"mixture": shared.sum(-3)})

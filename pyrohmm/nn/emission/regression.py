@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from pyrohmm.nn._common import context_inputs, count, jitter, join, previous_values, select, start
 from pyrohmm.nn._prior import prior_buffer
 from pyrohmm.nn.emission.entries import independent
-from pyrohmm.nn.emission.gaussian import NARROW, GaussianEmission, filled_in
+from pyrohmm.nn.emission.gaussian import NARROW, GaussianEmission, filled_in, total_variance
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import EMPTY, LEAST_WEIGHT, Events, Statistics, add_up, assign, blocks, table, weighted_sums
 
@@ -127,43 +127,8 @@ class _OnFeatures(TableEmission):
         assign(getattr(self, self._bias), coefficients[..., -1])
 
 
-class LinearRegressionEmission(_OnFeatures, GaussianEmission):
-    """D real numbers whose means are linear in the inputs c: p(x | z = k, c) = Normal(x; W_k c + b_k, S_k).
-
-    The M-step is weighted least squares, in closed form without a `prior`; with one, weights and covariances are
-    improved in turn. Directions of the inputs in which the data do not vary leave the weights as they are.
-
-    Args:
-        num_states: K.
-        dim: D.
-        context: C, the size of the inputs. Inputs of about unit size lose no digits.
-        covariance: of what is left, as in `GaussianEmission`.
-        weight: the start of W, what broadcasts to (K, D, C), in units of the data for each unit of the inputs; zero
-            if None.
-        loc: the start of b, as in `GaussianEmission`.
-        scale, noise, least_scale: as in `GaussianEmission`; the noise is added to b.
-        prior: `Normal` on each weight, with parameters that broadcast to (K, D, C): ridge regression.
-        generator: source of the noise; torch's global one if None.
-
-    Attributes:
-        weight: (K, D, C) parameter.
-        loc: (K, D) parameter, b.
-        log_scale, lower, centre: as in `GaussianEmission`.
-        num_states, context, event_shape, order: K, C, (D,), 0.
-
-    Raises:
-        TypeError, ValueError: as `GaussianEmission`, or a `weight` or `prior` that does not fit.
-
-    Reference:
-        Bengio and Frasconi (1995), "An input output HMM architecture".
-
-    >>> emission = LinearRegressionEmission(1, 1, 1)
-    >>> inputs = torch.tensor([[0.0], [1.0], [2.0]])
-    >>> x = 3 * inputs - 1
-    >>> _ = emission.maximize(emission.expected_statistics(x, torch.ones(3, 1), inputs))
-    >>> [round(value.item(), 4) for value in (emission.weight, emission.loc)]
-    [3.0, -1.0]
-    """
+class _LinearGaussian(_OnFeatures, GaussianEmission):
+    """A Gaussian whose mean is linear in the features."""
 
     _bias = "loc"
 
@@ -171,28 +136,15 @@ class LinearRegressionEmission(_OnFeatures, GaussianEmission):
         self,
         num_states: int,
         dim: int,
+        covariance: Any,
+        order: int,
         context: int,
-        covariance: Literal["diag", "full", "tied", "spherical"] = "diag",
-        *,
-        weight: Any = None,
-        loc: Any = None,
-        scale: Any = None,
-        noise: float = 1.0,
-        least_scale: float = 1e-3,
-        prior: Any = None,
-        generator: Generator | None = None,
+        weight: Any,
+        prior: Any,
+        **start: Any,
     ):
-        super().__init__(
-            num_states,
-            dim,
-            covariance,
-            loc=loc,
-            scale=scale,
-            noise=noise,
-            least_scale=least_scale,
-            generator=generator,
-        )
-        self._set_up(0, count("context", context), weight, prior)
+        super().__init__(num_states, dim, covariance, **start)
+        self._set_up(order, context, weight, prior)
 
     def _law(self, predictor: Tensor, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         return self._about(predictor, state, observed)
@@ -292,17 +244,86 @@ class LinearRegressionEmission(_OnFeatures, GaussianEmission):
         first, predicted = cross[..., -1], _times(gram, new)
         wide = weight.expand_as(first)
         if not full:
-            variance = self._total_variance(wide.sum(-2), first.sum(-2), second.sum(-2))
+            variance = total_variance(wide, first, second, self.centre.double())
             squares = second + (new * (predicted - 2 * cross)).sum(-1)
             return {EMPTY: empty.any(-1), NARROW: self._set_scales(squares, wide, empty.expand_as(first), variance)}
-        variance = self._total_variance(wide.sum(-2), first.sum(-2), second.diagonal(dim1=-2, dim2=-1).sum(-2))
+        variance = total_variance(wide, first, second.diagonal(dim1=-2, dim2=-1), self.centre.double())
         product = new @ cross.mT
         squares = second - product - product.mT + new @ predicted.mT
         narrow = self._set_covariances(squares, weight[..., 0], empty[..., 0], variance)
         return {EMPTY: empty[..., 0], NARROW: narrow}
 
 
-class LinearAutoregressiveEmission(LinearRegressionEmission):
+class LinearRegressionEmission(_LinearGaussian):
+    """D real numbers whose means are linear in the inputs c: p(x | z = k, c) = Normal(x; W_k c + b_k, S_k).
+
+    The M-step is weighted least squares, in closed form without a `prior`; with one, weights and covariances are
+    improved in turn. Directions of the inputs in which the data do not vary leave the weights as they are.
+
+    Args:
+        num_states: K.
+        dim: D.
+        context: C, the size of the inputs. Inputs of about unit size lose no digits.
+        covariance: of what is left, as in `GaussianEmission`.
+        weight: the start of W, what broadcasts to (K, D, C), in units of the data for each unit of the inputs; zero
+            if None.
+        loc: the start of b, as in `GaussianEmission`.
+        scale, noise, least_scale: as in `GaussianEmission`; the noise is added to b.
+        prior: `Normal` on each weight, with parameters that broadcast to (K, D, C): ridge regression.
+        generator: source of the noise; torch's global one if None.
+
+    Attributes:
+        weight: (K, D, C) parameter.
+        loc: (K, D) parameter, b.
+        log_scale, lower, centre: as in `GaussianEmission`.
+        num_states, context, event_shape, order: K, C, (D,), 0.
+
+    Raises:
+        TypeError, ValueError: as `GaussianEmission`, or a `weight` or `prior` that does not fit.
+
+    Reference:
+        Bengio and Frasconi (1995), "An input output HMM architecture".
+
+    >>> emission = LinearRegressionEmission(1, 1, 1)
+    >>> inputs = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> x = 3 * inputs - 1
+    >>> _ = emission.maximize(emission.expected_statistics(x, torch.ones(3, 1), inputs))
+    >>> [round(value.item(), 4) for value in (emission.weight, emission.loc)]
+    [3.0, -1.0]
+    """
+
+    def __init__(
+        self,
+        num_states: int,
+        dim: int,
+        context: int,
+        covariance: Literal["diag", "full", "tied", "spherical"] = "diag",
+        *,
+        weight: Any = None,
+        loc: Any = None,
+        scale: Any = None,
+        noise: float = 1.0,
+        least_scale: float = 1e-3,
+        prior: Any = None,
+        generator: Generator | None = None,
+    ):
+        super().__init__(
+            num_states,
+            dim,
+            covariance,
+            0,
+            count("context", context),
+            weight,
+            prior,
+            loc=loc,
+            scale=scale,
+            noise=noise,
+            least_scale=least_scale,
+            generator=generator,
+        )
+
+
+class LinearAutoregressiveEmission(_LinearGaussian):
     r"""D real numbers whose means are linear in the last ones, in each state with other coefficients.
 
     .. math:: p(x_t \mid z_t = k, c_t, x_{<t}) =
@@ -355,18 +376,20 @@ class LinearAutoregressiveEmission(LinearRegressionEmission):
         prior: Any = None,
         generator: Generator | None = None,
     ):
-        GaussianEmission.__init__(
-            self,
+        super().__init__(
             num_states,
             dim,
             covariance,
+            count("order", order),
+            count("context", context, least=0),
+            weight,
+            prior,
             loc=loc,
             scale=scale,
             noise=noise,
             least_scale=least_scale,
             generator=generator,
         )
-        self._set_up(count("order", order), count("context", context, least=0), weight, prior)
 
 
 class _GeneralisedLinear(_OnFeatures):
@@ -408,7 +431,7 @@ class _GeneralisedLinear(_OnFeatures):
         coefficients = self._coefficients()
         dim, width = coefficients.shape[-2:]
         sums: Statistics = {}
-        for rows in blocks(len(x), max(self.num_states * dim, width * width)):
+        for rows in blocks(len(x), max(weights[..., 0, :].numel() * dim, width * width)):
             f, block = _and_one(known[rows]), x[rows].double().mT
             # (*lead, K, D, steps)
             mean, curvature = self._mean_and_curvature(coefficients @ f.mT)
