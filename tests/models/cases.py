@@ -90,6 +90,14 @@ CASES: dict[str, tuple[Callable[[], HMM], Callable[[torch.Generator], Tensor]]] 
         ),
         bits,
     ),
+    "composite with a closed form": (
+        lambda: HMM(
+            nn.CompositeEmission(
+                [nn.LinearAutoregressiveEmission(K, 1, 2, context=C, weight=0.1), nn.CategoricalEmission(K, 2)]
+            )
+        ),
+        bits,
+    ),
     "tied": (lambda: HMM(nn.TiedEmission(nn.PoissonEmission(2, D), [0, 1, 0])), counts),
     "factor analysis": (lambda: HMM(nn.FactorAnalysisEmission(K, D, 1)), numbers),
     "linear": (lambda: HMM(nn.LinearRegressionEmission(K, D, C)), numbers),

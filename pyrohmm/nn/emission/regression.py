@@ -223,20 +223,7 @@ class _LinearGaussian(_OnFeatures, GaussianEmission):
         centre[:, -1] = self.centre
         old = self._coefficients()
         slope = cross - _times(gram, old - centre)
-        if self.weight_prior is None:
-            # The covariance has no say in it.
-            step = self._step(gram, slope)
-        elif full:
-            precision = torch.linalg.inv(self._covariances())
-            curvature = torch.einsum("...de,...fg->...dfeg", precision, gram.squeeze(-3))
-            curvature = curvature.flatten(-4, -3).flatten(-2).unsqueeze(-3)
-            step = self._step(*self._with_prior(curvature, precision @ slope))
-        else:
-            dims = 1 if self.covariance == "spherical" else 2
-            precision = (-2 * table(self.log_scale.detach(), dims).double()).exp()
-            precision = precision.unsqueeze(-1).expand(*precision.shape, slope.shape[-2]) if dims == 1 else precision
-            curvature = precision[..., None, None] * gram
-            step = self._step(*self._with_prior(curvature, precision.unsqueeze(-1) * slope))
+        step = self._least_squares(gram, slope)
         self._move(torch.where(empty.unsqueeze(-1), old, old + step))
 
         # Squares about the means as they are now: in the parameters' own precision, and perhaps frozen.
@@ -252,6 +239,22 @@ class _LinearGaussian(_OnFeatures, GaussianEmission):
         squares = second - product - product.mT + new @ predicted.mT
         narrow = self._set_covariances(squares, weight[..., 0], empty[..., 0], variance)
         return {EMPTY: empty[..., 0], NARROW: narrow}
+
+    def _least_squares(self, gram: Tensor, slope: Tensor) -> Tensor:
+        """The step to the best coefficients, given the covariance where a prior makes it matter."""
+        if self.weight_prior is None:
+            return self._step(gram, slope)
+        if self.covariance in ("full", "tied"):
+            # The entries depend on each other: one system for all coefficients of a state.
+            precision = torch.linalg.inv(self._covariances())
+            curvature = torch.einsum("...de,...fg->...dfeg", precision, gram.squeeze(-3))
+            curvature = curvature.flatten(-4, -3).flatten(-2).unsqueeze(-3)
+            return self._step(*self._with_prior(curvature, precision @ slope))
+        spherical = self.covariance == "spherical"
+        precision = (-2 * table(self.log_scale.detach(), 1 if spherical else 2).double()).exp()
+        precision = precision.unsqueeze(-1).expand(*precision.shape, slope.shape[-2]) if spherical else precision
+        curvature = precision[..., None, None] * gram
+        return self._step(*self._with_prior(curvature, precision.unsqueeze(-1) * slope))
 
 
 class LinearRegressionEmission(_LinearGaussian):
