@@ -93,7 +93,7 @@ CASES: dict[str, tuple[Callable[[], HMM], Callable[[torch.Generator], Tensor]]] 
     "composite with a closed form": (
         lambda: HMM(
             nn.CompositeEmission(
-                [nn.LinearAutoregressiveEmission(K, 1, 2, context=C, weight=0.1), nn.CategoricalEmission(K, 2)]
+                [nn.LinearAutoregressiveEmission(K, 1, 2, "diag", context=C, weight=0.1), nn.CategoricalEmission(K, 2)]
             )
         ),
         bits,
