@@ -1,8 +1,8 @@
 """Hidden Markov models for Pyro: exact, differentiable inference for models written as loops over time."""
 
-from pyrohmm import data, models, nn, ops
+from pyrohmm import checks, data, infer, models, nn, ops
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
-from pyrohmm.infer import History, fit_svi
+from pyrohmm.infer import History, fit_em, fit_svi, select_states
 from pyrohmm.program import Posterior, markov, posterior, previous
 
 __version__ = "0.1.0"
@@ -12,12 +12,16 @@ __all__ = [
     "History",
     "MarkovChain",
     "Posterior",
+    "checks",
     "data",
+    "fit_em",
     "fit_svi",
+    "infer",
     "markov",
     "models",
     "nn",
     "ops",
     "posterior",
     "previous",
+    "select_states",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from itertools import accumulate, pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ class Sequences:
     Every instance has at least one sequence, and every sequence at least one step.
     Padding is put into one form: past the length x and inputs are 0, labels -1, mask False.
     Where mask is False within the length, the stored x is 0 too, so x never holds a NaN.
+    Past the length, allowed is True everywhere.
 
     A subset (``data[...]`` or a minibatch) keeps ``index`` and ``num_total``, its place in the whole set:
     ``pyro.plate("sequences", data.num_total, subsample=data.index)`` then scales the likelihood by num_total / N.
@@ -30,7 +32,10 @@ class Sequences:
         lengths: steps of each sequence (N,), integers from 1 to T. Default: all T.
         inputs: covariates (N, T, C), floating, known at every step within the length.
         labels: known states (N, T), integers, -1 where unknown.
-        mask: (N, T) bool, True where x is observed. Default: all steps within the length.
+        mask: bool, True where x is observed: (N, T) for steps, or (N, T, *event) for single entries of x.
+            Default: all steps within the length.
+        allowed: (N, T, K) bool, True for the states that are possible at a step, at least one at every step: labels
+            that are known in part, such as "A or B". Default: all.
         index: place of each sequence in the whole set (N,), integers from 0 to num_total - 1. Default: 0, ..., N - 1.
         num_total: number of sequences in the whole set. Default: N.
 
@@ -55,6 +60,7 @@ class Sequences:
     inputs: Tensor | None
     labels: Tensor | None
     mask: Tensor | None
+    allowed: Tensor | None
     index: Tensor
     num_total: int
 
@@ -67,6 +73,7 @@ class Sequences:
         mask: Tensor | None = None,
         index: Tensor | None = None,
         num_total: int | None = None,
+        allowed: Tensor | None = None,
     ) -> None:
         _check_tensor("x", x)
         if x.ndim < 2 or 0 in x.shape:
@@ -85,12 +92,18 @@ class Sequences:
 
         observed = valid
         if mask is not None:
-            _check_shape("mask", mask, (num_sequences, num_steps))
+            _check_tensor("mask", mask)
+            if mask.shape != x.shape:
+                _check_shape("mask", mask, (num_sequences, num_steps))
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask must be bool (True where observed), got {_dtype_name(mask)}")
-            observed = mask = mask.to(x.device) & valid
+            observed = mask = mask.to(x.device) & _widen(valid, mask.ndim)
         x = _fill(x, ~observed, 0)
-        hint = "; pass mask= with False at the steps that are missing" if mask is None else ", where mask is True"
+        hint = (
+            "; pass mask= with False at what is missing, or 'nan' (from_list)"
+            if mask is None
+            else ", where mask is True"
+        )
         _check_finite("x", x, hint)
 
         if inputs is not None:
@@ -109,6 +122,19 @@ class Sequences:
             labels = _fill(labels, ~valid, -1)
             _check_range("labels", labels, -1, None)
 
+        if allowed is not None:
+            _check_tensor("allowed", allowed)
+            if allowed.ndim != 3 or allowed.shape[:2] != x.shape[:2] or allowed.shape[2] == 0:
+                raise ValueError(
+                    f"allowed must have shape ({num_sequences}, {num_steps}, K) with K >= 1, got {tuple(allowed.shape)}"
+                )
+            if allowed.dtype != torch.bool:
+                raise TypeError(f"allowed must be bool (True for possible states), got {_dtype_name(allowed)}")
+            allowed = allowed.to(x.device) | ~valid.unsqueeze(-1)
+            if not (some := allowed.any(-1)).all():
+                where = (~some).nonzero()[0].tolist()
+                raise ValueError(f"allowed must leave a state at every step, got none at {_place(where)}")
+
         if index is None:
             index = torch.arange(num_sequences)
         index = _integers("index", index, (num_sequences,), x.device)
@@ -120,7 +146,7 @@ class Sequences:
         if num_total <= index.max():
             raise ValueError(f"num_total must be greater than every index ({int(index.max())}), got {num_total}")
 
-        values = (x, lengths, inputs, labels, mask, index, num_total)
+        values = (x, lengths, inputs, labels, mask, allowed, index, num_total)
         for field, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -131,7 +157,8 @@ class Sequences:
         *,
         inputs: Iterable[ArrayLike | Tensor] | None = None,
         labels: Iterable[ArrayLike | Tensor | None] | None = None,
-        mask: Iterable[ArrayLike | Tensor | None] | None = None,
+        mask: Iterable[ArrayLike | Tensor | None] | Literal["nan"] | None = None,
+        allowed: Iterable[ArrayLike | Tensor] | None = None,
         dtype: torch.dtype | None = None,
     ) -> "Sequences":
         """Sequences from one array each: numpy arrays, tensors or nested lists.
@@ -140,7 +167,9 @@ class Sequences:
             arrays: N arrays (T_i,), (T_i, D) or (T_i, *event), NaN allowed where mask is False.
             inputs: N arrays (T_i, C).
             labels: N arrays (T_i,) of integers, -1 where unknown; None for a sequence without labels.
-            mask: N arrays (T_i,) of bools, True where observed; None for a sequence observed everywhere.
+            mask: N arrays of bools, True where observed: (T_i,) for steps or (T_i, *event) for single entries; None
+                for a sequence observed everywhere. "nan": every NaN is a missing entry.
+            allowed: N arrays (T_i, K) of bools, True for the states that are possible at a step.
             dtype: of x (and of inputs, if floating). Default: int64 if all arrays hold integers or bools,
                 else torch's default dtype. A floating dtype or torch.int64.
 
@@ -159,6 +188,8 @@ class Sequences:
                     [4., 0., 0.]])
             >>> data.lengths, data.num_observed
             (tensor([3, 1]), 3)
+            >>> Sequences.from_list([[[1.0, float("nan")]]], mask="nan").mask
+            tensor([[[ True, False]]])
             >>> Sequences.from_list([[[0.0, 1.0]], [[0.0]]])
             Traceback (most recent call last):
             ...
@@ -168,6 +199,10 @@ class Sequences:
         if not tensors:
             raise ValueError("arrays must hold at least one sequence, got none")
         lengths = [len(tensor) for tensor in tensors]
+        if isinstance(mask, str):
+            if mask != "nan":
+                raise ValueError(f"mask must be arrays of bools, 'nan' or None, got {mask!r}")
+            mask = [~tensor.isnan() for tensor in tensors]
         x = _pad("arrays", tensors)
         if dtype is None:
             dtype = torch.get_default_dtype() if x.is_floating_point() else torch.int64
@@ -189,6 +224,10 @@ class Sequences:
                 if len(tensor) != length:
                     raise ValueError(f"{name}[{i}] must have {length} steps, like arrays[{i}], got {len(tensor)}")
                 tensors.append(tensor)
+            ranks = [tensor.ndim for tensor in tensors]
+            if name == "mask" and min(ranks) < max(ranks):
+                # Whole steps in some sequences, single entries in others.
+                tensors = [tensor if tensor.ndim > 1 else _spread(tensor, x.shape[2:]) for tensor in tensors]
             return _pad(name, tensors)
 
         padded_inputs = pad("inputs", inputs)
@@ -200,6 +239,7 @@ class Sequences:
             inputs=padded_inputs,
             labels=pad("labels", labels, default=-1),
             mask=pad("mask", mask, default=True),
+            allowed=pad("allowed", allowed),
         )
 
     @property
@@ -232,12 +272,23 @@ class Sequences:
 
     @property
     def observed(self) -> Tensor:
-        """True at steps within the length that the mask does not hide, (N, T) bool.
+        """True at steps within the length of which at least one entry is observed, (N, T) bool.
 
         >>> Sequences(torch.zeros(1, 3), torch.tensor([2]), mask=torch.tensor([[False, True, True]])).observed
         tensor([[False,  True, False]])
         """
-        return self.valid if self.mask is None else self.mask
+        return self.valid if self.mask is None else self.mask.flatten(2).any(-1) if self.mask.ndim > 2 else self.mask
+
+    @property
+    def entries(self) -> Tensor | None:
+        """The mask of single entries, (N, T, *event) bool; None where only whole steps are missing, or none.
+
+        >>> Sequences(torch.zeros(1, 2, 3), mask=torch.ones(1, 2, 3, dtype=torch.bool)).entries.shape
+        torch.Size([1, 2, 3])
+        >>> Sequences(torch.zeros(1, 2, 3), mask=torch.ones(1, 2, dtype=torch.bool)).entries is None
+        True
+        """
+        return self.mask if self.mask is not None and self.mask.ndim > 2 else None
 
     @property
     def num_observed(self) -> int:
@@ -411,12 +462,13 @@ class Sequences:
         parts = [f"{sequences} of {steps}", f"event_shape={tuple(self.event_shape)}", _dtype_name(self.x)]
         if self.inputs is not None:
             parts.append(f"inputs={self.inputs.shape[-1]}")
-        parts += [name for name in ("labels", "mask") if getattr(self, name) is not None]
+        parts += [name for name in ("labels", "mask", "allowed") if getattr(self, name) is not None]
         return f"Sequences({', '.join(parts)})"
 
     def _time_tensors(self) -> list[tuple[str, Tensor]]:
         """Name and value of the tensors (N, T, ...) that are there."""
-        pairs = [("x", self.x), ("inputs", self.inputs), ("labels", self.labels), ("mask", self.mask)]
+        names = ("x", "inputs", "labels", "mask", "allowed")
+        pairs = [(name, getattr(self, name)) for name in names]
         return [(name, value) for name, value in pairs if value is not None]
 
     def _replace(self, changes: dict[str, object]) -> "Sequences":
@@ -482,10 +534,18 @@ def _place(where: list[int]) -> str:
 
 
 def _fill(value: Tensor, where: Tensor, filler: int) -> Tensor:
-    """The value (N, T, ...) with filler where the (N, T) bool tensor is True; no copy if that is nowhere."""
-    if not where.any():
-        return value
-    return value.masked_fill(where.reshape(where.shape + (1,) * (value.ndim - 2)), filler)
+    """The value (N, T, ...) with filler where the bool tensor is True, (N, T) or more; no copy if that is nowhere."""
+    return value.masked_fill(_widen(where, value.ndim), filler) if where.any() else value
+
+
+def _widen(value: Tensor, ndim: int) -> Tensor:
+    """With dims of size 1 on the right, so that there are `ndim`."""
+    return value.reshape(value.shape + (1,) * (ndim - value.ndim))
+
+
+def _spread(value: Tensor, event_shape: torch.Size) -> Tensor:
+    """(T_i,) as (T_i, *event)."""
+    return _widen(value, 1 + len(event_shape)).expand(*value.shape, *event_shape)
 
 
 def _to_tensor(name: str, value: ArrayLike | Tensor | None) -> Tensor:

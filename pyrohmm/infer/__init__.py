@@ -1,4 +1,13 @@
-"""Fitting a model to sequences."""
+"""Fitting a model to sequences, and choosing among models."""
 
+from pyrohmm.infer.em import fit_em as fit_em
 from pyrohmm.infer.history import History as History
+from pyrohmm.infer.initialization import initialize as initialize
+from pyrohmm.infer.selection import Criteria as Criteria
+from pyrohmm.infer.selection import PredictiveScore as PredictiveScore
+from pyrohmm.infer.selection import SelectionRow as SelectionRow
+from pyrohmm.infer.selection import StateSelection as StateSelection
+from pyrohmm.infer.selection import criteria as criteria
+from pyrohmm.infer.selection import predictive_score as predictive_score
+from pyrohmm.infer.selection import select_states as select_states
 from pyrohmm.infer.svi import fit_svi as fit_svi

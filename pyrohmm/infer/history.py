@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-StopReason = Literal["finished", "patience", "interrupted"]
+StopReason = Literal["finished", "converged", "patience", "interrupted"]
 
 
 @dataclass(repr=False)
@@ -15,8 +15,11 @@ class History:
         learning_rate: the one of each step.
         evaluated: the steps after which the held-out data were evaluated.
         validation: the loss of the held-out data there, nats per observed time step.
-        stop_reason: "finished" (all steps done), "patience" (no better evaluation for too long) or "interrupted".
+        stop_reason: "finished" (all steps done), "converged" (no step made the loss smaller by the tolerance),
+            "patience" (no better evaluation for too long) or "interrupted".
         seconds: time spent, over all runs if the fit was resumed.
+        restarts: the last loss of each restart, the best of which is the one told of here.
+        notes: what happened on the way that one should know, such as states that no data belong to.
 
     Example:
         >>> History(loss=[2.0, 1.0, 0.5], evaluated=[1, 2, 3], validation=[2.5, 1.5, 1.75])
@@ -29,6 +32,8 @@ class History:
     validation: list[float] = field(default_factory=list)
     stop_reason: StopReason = "finished"
     seconds: float = 0.0
+    restarts: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def num_steps(self) -> int:

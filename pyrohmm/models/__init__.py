@@ -1,4 +1,8 @@
 """Ready hidden Markov models: Pyro programs written with `pyrohmm.markov`, built from the parts of `pyrohmm.nn`."""
 
+from pyrohmm.models.alignment import match_states as match_states
+from pyrohmm.models.alignment import overlap as overlap
+from pyrohmm.models.filter_state import FilterState as FilterState
+from pyrohmm.models.filter_state import FilterUpdate as FilterUpdate
 from pyrohmm.models.hmm import HMM as HMM
 from pyrohmm.models.neural_hmm import NeuralHMM as NeuralHMM

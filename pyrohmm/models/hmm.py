@@ -1,21 +1,29 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer.util import is_validation_enabled
 from pyro.nn import PyroModule
+from pyro.ops.indexing import Vindex
 from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
-from pyrohmm.distributions import MarkovChain
+from pyrohmm.distributions import MarkovChain, statewise
+from pyrohmm.distributions.padding import waits
+from pyrohmm.models.alignment import match_states, overlap
+from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
-from pyrohmm.nn import Initial, Transition
+from pyrohmm.nn import Initial, Part, Transition
+from pyrohmm.nn._free import num_trainable
+from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import trace_given
 
@@ -31,7 +39,17 @@ class Blank:
     inputs: Tensor | None
     x: None = None
     mask: None = None
+    entries: None = None
     labels: None = None
+    allowed: None = None
+
+
+class Potentials(NamedTuple):
+    """The log-probabilities that `pyrohmm.ops` takes: initial, transition and observation logits."""
+
+    initial: Any
+    transition: Any
+    observation: Any
 
 
 class HMM(PyroModule):
@@ -45,7 +63,9 @@ class HMM(PyroModule):
 
     The model is a Pyro program: call it, or `.model`, on `Sequences`, with any inference algorithm of Pyro. Its sites
     are the plate "sequences" (with the scale of a minibatch) and the collapsed factor "time" of the loop over the
-    sites "z" and "x". Parameters that were replaced by `pyro.nn.PyroSample` priors are sampled once, at the start.
+    sites "z" and "x". Parameters that were replaced by `pyro.nn.PyroSample` priors are sampled once, at the start. The
+    priors that parts were given (`prior=`) are the factor "prior": their parameters stay points, and SVI finds the most
+    probable ones, as `fit_em` does.
 
     Args:
         emission: a part like those of `pyrohmm.nn`, with the attributes num_states, event_shape and order.
@@ -97,6 +117,8 @@ class HMM(PyroModule):
         if guide is not None and not callable(guide):
             raise TypeError(f"guide: expected a callable, got {type(guide).__name__}")
         self.given_guide = guide
+        # Whether tables of parameters are those of several models, (R, 1, 1) in front; see `pyrohmm.fit_em`.
+        self.side_by_side = False
         self.use_labels = use_labels
 
     def forward(self, data: Sequences | Blank, *, vectorized: bool = True) -> None:
@@ -107,10 +129,13 @@ class HMM(PyroModule):
             vectorized: False for the plain sequential program, with sites z_0, x_0, ..., for `TraceEnum_ELBO`.
 
         Raises:
-            ValueError: x does not have the emission's event shape, or a label (if used) is no state.
+            ValueError: x does not have the emission's event shape, or a label (if used) is no state. On a GPU labels
+                are looked at only where Pyro's validation is on.
         """
         self._check(data)
         self._sample_priors()
+        if data.x is not None and any(getattr(part, "has_prior", False) for part in self.parts):
+            pyro.factor("prior", self.log_prior())
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
             state = None
             for t in markov("time", data.num_steps, dim=-1, lengths=data.lengths, vectorized=vectorized):
@@ -120,10 +145,14 @@ class HMM(PyroModule):
                 if self.use_labels and data.labels is not None:
                     label = data.labels[:, t]
                     pyro.factor("label", torch.where((label < 0) | (label == state), 0.0, -torch.inf))
+                if data.allowed is not None:
+                    possible = Vindex(data.allowed[:, t])[..., state]
+                    pyro.factor("allowed", torch.where(possible, 0.0, -torch.inf))
                 x = None if data.x is None else data.x[:, t]
-                observed: Any = True if data.mask is None else data.mask[:, t]
+                observed: Any = True if data.mask is None else data.observed[:, t]
+                entries = None if data.entries is None else data.entries[:, t]
                 with poutine.mask(mask=observed):
-                    pyro.sample("x", self.emission(state, inputs, self._previous(data, t)), obs=x)
+                    pyro.sample("x", self._emission(state, inputs, self._previous(data, t), entries), obs=x)
 
     def model(self, data: Sequences | Blank, *, vectorized: bool = True) -> None:
         """The Pyro program, the same as calling the model; arguments as for `forward`."""
@@ -132,6 +161,30 @@ class HMM(PyroModule):
     def guide(self, data: Sequences | Blank) -> Any:
         """The given guide; without one nothing is sampled, as the model has no latent site but its states."""
         return None if self.given_guide is None else self.given_guide(data)
+
+    def log_prior(self) -> Tensor:
+        """The log-density of the parameters under the priors of the parts (`prior=`), up to a constant, in nats.
+
+        `model.log_prob(data).sum() + model.log_prior()` is what `fit_em` and `fit_svi` make large.
+
+        Returns:
+            ().
+
+        Example:
+            >>> from pyrohmm.nn import CategoricalEmission
+            >>> HMM(CategoricalEmission(2, 3, prior=dist.Dirichlet(2 * torch.ones(3)))).log_prior() < 0
+            tensor(True)
+        """
+        # Of models side by side, one for each. Parts that run leave nothing behind in Pyro's store.
+        with own_parameters(self):
+            priors = [part.log_prior().flatten() for part in self.parts if isinstance(part, Part)]
+        total = torch.stack(torch.broadcast_tensors(*priors)).sum(0) if priors else torch.zeros(1)
+        return total if self.side_by_side else total.squeeze(0)
+
+    @property
+    def parts(self) -> tuple[Any, Any, Any]:
+        """Initial law, transition and emission."""
+        return self.initial, self.transition, self.emission
 
     @property
     def num_states(self) -> int:
@@ -144,8 +197,27 @@ class HMM(PyroModule):
 
         A table of logits counts in full, though K logits are K - 1 probabilities.
         """
-        parts = nn.ModuleList([self.initial, self.transition, self.emission])
-        return sum(parameter.numel() for parameter in parts.parameters() if parameter.requires_grad)
+        return num_trainable(nn.ModuleList(self.parts))
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Number of free numbers in the three parts, as information criteria count them.
+
+        As `num_parameters`, but a row of K logits counts K - 1, and a forbidden start or edge nothing. A part of your
+        own says it in an attribute `num_free_parameters`, or counts in full. The weights of a network all count.
+
+        Example:
+            >>> from pyrohmm.nn import CategoricalEmission
+            >>> model = HMM(CategoricalEmission(2, 3))
+            >>> model.num_parameters, model.num_free_parameters
+            (12, 7)
+        """
+        surplus = 0
+        for part in self.parts:
+            trainable = num_trainable(part)
+            surplus += trainable - getattr(part, "num_free_parameters", trainable)
+        # Not the sum over the parts: they may share a network.
+        return self.num_parameters - surplus
 
     def log_prob(self, data: Sequences, guide: Callable[..., Any] | None = None) -> Tensor:
         """The log-likelihood of each sequence, exact, in nats, differentiable in the parameters.
@@ -172,6 +244,68 @@ class HMM(PyroModule):
             # The factor of the loop, before the scale of a minibatch.
             factor: Any = trace_given(self.model, guide, data).nodes["time"]["fn"]
             return factor.log_factor.reshape(len(data))
+
+    def potentials(self, data: Sequences, parts: Collection[str] = ("initial", "transition", "emission")) -> Potentials:
+        """The log-potentials of the state chains, what `pyrohmm.ops` takes, without running the program.
+
+        Labels (with `use_labels`) and `data.allowed` are in the observation logits; what is missing is 0 there.
+
+        Args:
+            data: N sequences.
+            parts: which are wanted; None stands for the potentials of the others.
+
+        Returns:
+            `Potentials`: log p(z_1), (K,) or (N, K); log p(z_{t+1} | z_t), (K, K) or (N, T-1, K, K), both
+            normalised; and log p(x_t | z_t), (N, T, K), without meaning past the length.
+
+        Raises:
+            ValueError: as in `forward`, or a parameter has a `PyroSample` prior.
+
+        Example:
+            >>> from pyrohmm import ops
+            >>> from pyrohmm.nn import BernoulliEmission
+            >>> model, data = HMM(BernoulliEmission(2, 3)), Sequences(torch.ones(5, 4, 3))
+            >>> torch.allclose(ops.log_partition(*model.potentials(data)), model.log_prob(data))
+            True
+        """
+        self._check(data)
+        for part in self.parts:
+            if names := [name for module in part.modules() for name in getattr(module, "_pyro_samples", ())]:
+                raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
+        with own_parameters(self):
+            return Potentials(
+                self._initial_logits(data) if "initial" in parts else None,
+                self._transition_logits(data) if "transition" in parts else None,
+                self._observation_logits(data) if "emission" in parts else None,
+            )
+
+    def _initial_logits(self, data: Sequences) -> Tensor:
+        logits = self.initial(None if data.inputs is None else data.inputs[:, :1]).log_softmax(-1)
+        # Without its axis of time, which parts that read no inputs do not have.
+        return logits if logits.dim() == 1 else logits.squeeze(-2)
+
+    def _transition_logits(self, data: Sequences) -> Tensor:
+        inputs = None if data.inputs is None else data.inputs[:, 1:]
+        logits = self.transition(self._states(), inputs).log_softmax(-1).movedim(0, -2)
+        # One matrix for all, where nothing depends on the sequence and the step.
+        return logits.reshape(logits.shape[-2:]) if logits.shape[:-2].numel() == 1 else logits
+
+    def _observation_logits(self, data: Sequences) -> Tensor:
+        law = self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
+        logits = statewise.log_prob(law, data.x, data.observed).movedim(0, -1)
+        if data.mask is not None:
+            logits = torch.where(data.observed.unsqueeze(-1), logits, 0.0)
+        if self.use_labels and data.labels is not None:
+            states = torch.arange(self.num_states, device=logits.device)
+            label = data.labels.unsqueeze(-1)
+            logits = logits.masked_fill((label >= 0) & (label != states), -torch.inf)
+        return logits if data.allowed is None else logits.masked_fill(~data.allowed, -torch.inf)
+
+    def _states(self) -> Tensor:
+        """All states, to the left of sequences and steps, and of models side by side."""
+        parameters = [parameter for part in self.parts for parameter in part.parameters()]
+        device = parameters[0].device if parameters else None
+        return torch.arange(self.num_states, device=device).reshape(-1, *[1] * (3 if self.side_by_side else 2))
 
     def posterior(self, data: Sequences, guide: Callable[..., Any] | None = None) -> MarkovChain:
         """The law of the state paths given the sequences, of batch shape (N,).
@@ -244,6 +378,85 @@ class HMM(PyroModule):
             sites: Any = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(blank).nodes
         return Sequences(sites["x"]["value"], lengths, inputs=inputs, labels=sites["z"]["value"])
 
+    def filter_state(self, batch_shape: int | Sequence[int] = (), *, lag: int = 0) -> FilterState:
+        """A filter for a stream of observations, before the first of them.
+
+        Args:
+            batch_shape: how many sequences run side by side, () for one without a batch axis; an int N for (N,).
+            lag: how many steps back its fixed-lag smoother looks.
+
+        Raises:
+            TypeError, ValueError: a size that is no int in range, or parameters that have priors.
+
+        Example:
+            >>> from pyrohmm.nn import PoissonEmission
+            >>> state = HMM(PoissonEmission(2, 3)).filter_state(5)
+            >>> state.update(torch.ones(5, 3)).log_probs.shape
+            torch.Size([5, 2])
+        """
+        return FilterState(self, batch_shape, lag=lag)
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        The likelihood of observations stays the same. Labels and states decoded before become
+        `permutation.argsort()[states]`; what an optimiser remembers of the parameters keeps the old order.
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            TypeError: a part has no method `relabel`, as a part of your own may not have. Nothing has changed then.
+            ValueError: it is no permutation, or parameters have priors. Nothing has changed then.
+
+        Example:
+            >>> from pyrohmm.nn import PoissonEmission
+            >>> model = HMM(PoissonEmission(3, 1, rate=[[2.0], [9.0], [4.0]]))
+            >>> model.relabel([0, 2, 1])
+            >>> model.emission.log_rate.exp().flatten().detach().round()
+            tensor([2., 4., 9.])
+        """
+        if priors := self._names_of_priors():
+            raise ValueError(f"relabel: expected parameters without priors, got PyroSample for {', '.join(priors)}")
+        order = as_permutation(permutation, self.num_states)
+        for name in ("initial", "transition", "emission"):
+            if not callable(getattr(getattr(self, name), "relabel", None)):
+                raise TypeError(f"{name}: expected a method relabel(permutation), like the parts of pyrohmm.nn have")
+        for part in self.parts:
+            part.relabel(order)
+
+    def align(self, reference: "HMM | MarkovChain | Tensor", data: Sequences) -> Tensor:
+        """Put the states into the order that agrees best with a reference on the same data, in place.
+
+        The overlap of two states is in how many steps both are expected; see `overlap` and `match_states`.
+
+        Args:
+            reference: another model, its posterior of the data, or labels (N, T), int64, -1 where unknown; of at most
+                K states. With fewer, the states that match none come last.
+            data: N sequences.
+
+        Returns:
+            (K,), the permutation that was applied; see `relabel`.
+
+        Raises:
+            TypeError, ValueError: as in `overlap`, `match_states` and `relabel`.
+
+        Example:
+            >>> from pyrohmm.nn import CategoricalEmission
+            >>> model = HMM(CategoricalEmission(2, 3, probs=[[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]]))
+            >>> data = Sequences.from_list([[0, 0, 2, 2], [2, 0]])
+            >>> model.align(torch.tensor([[1, 1, 0, -1], [-1, -1, -1, -1]]), data)
+            tensor([1, 0])
+            >>> model.posterior(data).viterbi().states
+            tensor([[ 1,  1,  0,  0], [ 0,  1, -1, -1]])
+        """
+        with torch.no_grad():
+            if isinstance(reference, HMM):
+                reference = reference.posterior(data)
+            permutation = match_states(overlap(self.posterior(data), reference))
+        self.relabel(permutation)
+        return permutation
+
     @contextmanager
     def _with_guide(self, guide: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
         """The guide to use, by default the model's own, while it and the model keep their parameters to themselves."""
@@ -256,22 +469,56 @@ class HMM(PyroModule):
 
     def _sample_priors(self) -> None:
         """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them."""
-        for part in (self.initial, self.transition, self.emission):
+        for part in self.parts:
             for module in part.modules():
                 for name in getattr(module, "_pyro_samples", ()):
                     getattr(module, name)
 
+    def _names_of_priors(self) -> list[str]:
+        """The parameters of the parts that are `PyroSample` priors."""
+        return [
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            if path.split(".")[0] in ("initial", "transition", "emission")
+            for name in getattr(module, "_pyro_samples", ())
+        ]
+
+    def _emission(
+        self, state: Tensor, inputs: Tensor | None, before: Tensor | None, entries: Tensor | None
+    ) -> TorchDistributionMixin:
+        # Parts of others need not know of missing entries.
+        missing = {} if entries is None else {"observed": entries}
+        return self.emission(state, inputs, before, **missing)
+
     def _previous(self, data: Sequences | Blank, t: slice) -> Tensor | None:
         """The last observations as an emission of order > 0 wants them, (N, t, order * D), newest first."""
-        order, event_shape = self.emission.order, self.emission.event_shape
-        if order == 0:
+        if self.emission.order == 0:
             return None
-        symbols = getattr(self.emission, "family", None) == "categorical"
-        shape = (len(data.index), 1, *event_shape)
-        before = torch.full(shape, -1 if symbols else 0.0, device=data.index.device)
-        lags = [previous("x", data.x, t, lag=lag, initial=before) for lag in range(1, order + 1)]
+        shape = (len(data.index), 1, *self.emission.event_shape)
+        before = torch.full(shape, self._before_start, device=data.index.device)
+        lags = range(1, self.emission.order + 1)
+        return self._joined([previous("x", data.x, t, lag=lag, initial=before) for lag in lags])
+
+    def _lagged(self, data: Sequences) -> Tensor | None:
+        """`_previous` of all steps, outside of the loop."""
+        if self.emission.order == 0:
+            return None
+        steps = range(1, self.emission.order + 1)
+        before = [
+            data.x.new_full((len(data), min(lag, data.num_steps), *data.event_shape), self._before_start)
+            for lag in steps
+        ]
+        return self._joined([torch.cat([b, data.x], 1)[:, : data.num_steps] for b in before])
+
+    @property
+    def _before_start(self) -> float:
+        """What stands for observations before the first one: no symbol, or zero."""
+        return -1 if getattr(self.emission, "family", None) == "categorical" else 0.0
+
+    def _joined(self, lags: list[Tensor]) -> Tensor:
+        event_dim = len(self.emission.event_shape)
         values = torch.broadcast_tensors(*lags)
-        return torch.cat([x.flatten(-len(event_shape)) if event_shape else x.unsqueeze(-1) for x in values], -1)
+        return torch.cat([x.flatten(-event_dim) if event_dim else x.unsqueeze(-1) for x in values], -1)
 
     def _check(self, data: Sequences | Blank) -> None:
         if not isinstance(data, Sequences | Blank):
@@ -283,7 +530,12 @@ class HMM(PyroModule):
                 f"data: expected x of shape (N, T, *{tuple(self.emission.event_shape)}), like the emission, "
                 f"got {tuple(data.x.shape)}"
             )
-        if self.use_labels and data.labels is not None and (largest := int(data.labels.max())) >= self.num_states:
+        allowed = data.allowed
+        if allowed is not None and allowed.shape[-1] != self.num_states:
+            raise ValueError(f"data: expected allowed of shape (N, T, {self.num_states}), got {tuple(allowed.shape)}")
+        if not self.use_labels or data.labels is None or (waits(data.labels) and not is_validation_enabled()):
+            return  # a label that is no state leaves none, and the sequence is then impossible
+        if (largest := int(data.labels.max())) >= self.num_states:
             raise ValueError(f"data: expected labels below {self.num_states}, the number of states, got {largest}")
 
 

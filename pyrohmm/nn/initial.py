@@ -1,16 +1,19 @@
 """The law of the first state."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network, unforbid
+from pyrohmm.nn._free import num_free, num_trainable
 from pyrohmm.nn._prior import LEAST_LOG_PROB, dirichlet, dirichlet_log_prob, dirichlet_mode
+from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 from pyrohmm.nn.part import Events, Part, Statistics, assign, table
 
 
-class Initial(Part):
+class Initial(Ordered, Part):
     """The logits of the first state: a table, or with `context` a network of the inputs added to the table.
 
     p(z_1 = k | c) = softmax_k(logits_k + net(c)_k), the second term only with `context`.
@@ -39,7 +42,7 @@ class Initial(Part):
     """
 
     mask: Tensor | None
-    concentration: Tensor | None
+    prior: Tensor | None
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class Initial(Part):
             raise ValueError("net: expected None since context=0, got a module")
         if prior is not None and context:
             raise ValueError(f"prior: expected None since context={context}, got {type(prior).__name__}")
-        self.register_buffer("concentration", dirichlet(prior, (num_states,)))
+        self.register_buffer("prior", dirichlet(prior, (num_states,)))
         self.net = network(net, context, hidden, num_states, generator) if context else None
 
     def forward(self, inputs: Tensor | None = None) -> Tensor:
@@ -79,7 +82,10 @@ class Initial(Part):
         logits = self.logits
         net = self.net
         if net is not None:
-            logits = logits + net(context_inputs(inputs, self.context).to(logits.dtype))
+            change = net(context_inputs(inputs, self.context).to(logits.dtype))
+            if self.state_order is not None:
+                change = change.index_select(-1, self.state_order)
+            logits = logits + change
         return forbid(logits, self.mask)
 
     def log_probs(self, inputs: Tensor | None = None) -> Tensor:
@@ -92,15 +98,16 @@ class Initial(Part):
 
     def log_prior(self) -> Tensor:
         """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.concentration is None:
+        if self.prior is None:
             return super().log_prior()
-        return dirichlet_log_prob(table(self(), 1), self.concentration)
+        return dirichlet_log_prob(table(forbid(self.logits, self.mask), 1), self.prior)
 
-    def expected_statistics(self, weights: Tensor) -> Statistics:
+    def expected_statistics(self, weights: Tensor, inputs: Tensor | None = None) -> Statistics:
         """The expected number of sequences that start in each state.
 
         Args:
             weights: (*lead, K), posterior probabilities of the first state, summed over sequences.
+            inputs: not read.
 
         Returns:
             "counts" (*lead, K).
@@ -115,8 +122,8 @@ class Initial(Part):
         >>> initial.log_probs().exp().detach()
         tensor([0.7500, 0.2500])
         """
-        logits = table(self(), 1).detach()
-        log_probs, _ = dirichlet_mode(statistics["counts"], self.concentration, logits, LEAST_LOG_PROB)
+        logits = table(forbid(self.logits, self.mask), 1).detach()
+        log_probs, _ = dirichlet_mode(statistics["counts"], self.prior, logits, LEAST_LOG_PROB)
         assign(self.logits, unforbid(log_probs, self.mask))
         return {}
 
@@ -124,3 +131,31 @@ class Initial(Part):
     def closed_form(self) -> bool:
         """Whether `maximize` is the M-step: not with `context`, since networks have none in closed form."""
         return self.net is None
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            ValueError: it is no permutation, or the logits have a `PyroSample` prior.
+
+        >>> initial = Initial(3, mask=torch.tensor([True, True, False]))
+        >>> initial.relabel([2, 0, 1])
+        >>> initial().isfinite()
+        tensor([False,  True,  True])
+        """
+        order = as_permutation(permutation, self.num_states)
+        permute(self, order, ["logits", "mask", "prior"])
+        if self.net is not None:
+            self._reorder(order)
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers; of a table one less than the states where a chain may start.
+
+        >>> Initial(3).num_free_parameters, Initial(3, mask=torch.tensor([True, True, False])).num_free_parameters
+        (2, 1)
+        """
+        return num_trainable(self) if self.context else num_free(self, mask=self.mask)

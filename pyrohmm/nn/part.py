@@ -28,6 +28,8 @@ class Part(PyroModule):
     Tables of parameters may have dims (R, 1, 1) in front, for R models that are fitted side by side; weights then have
     R in front, and so have the statistics. Parameters with `requires_grad` off stay as they are.
 
+    The parameters of a prior are buffers whose names begin with "prior".
+
     Attributes:
         num_states: K.
         closed_form: whether `expected_statistics` and `maximize` are there.
@@ -37,6 +39,11 @@ class Part(PyroModule):
     num_states: int
     closed_form: bool = False
     side_by_side: bool = True
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the part, or one in it, was given a prior."""
+        return any(name.rpartition(".")[2].startswith("prior") for name, _ in self.named_buffers())
 
     def log_prior(self) -> Tensor:
         """The log-density of the parameters under the part's `prior`, up to a constant; 0 without one.

@@ -1,16 +1,19 @@
 """The law of the next state given this one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network, select, unforbid
+from pyrohmm.nn._free import num_free, num_trainable
 from pyrohmm.nn._prior import LEAST_LOG_PROB, dirichlet, dirichlet_log_prob, dirichlet_mode
+from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 from pyrohmm.nn.part import Events, Part, Statistics, assign, table
 
 
-class _Transition(Part):
+class _Transition(Ordered, Part):
     """Masking, normalising and the choice of rows; a subclass says in `_logits` what the full matrix is."""
 
     mask: Tensor | None
@@ -69,6 +72,37 @@ class _Transition(Part):
         # All edges first, rows after: an enumerated state then costs one matrix for each step, not K.
         return select(self.matrix(inputs), state)
 
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            ValueError: it is no permutation, or a parameter has a `PyroSample` prior.
+
+        >>> transition = Transition(2, mask=torch.tensor([[True, True], [False, True]]))
+        >>> transition.relabel([1, 0])
+        >>> transition.log_probs().exp()[0].tolist()
+        [1.0, 0.0]
+        """
+        order = as_permutation(permutation, self.num_states)
+        self._relabel(order)
+        permute(self, order, ["mask"], (0, 1))
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers; of each row of a table one less than the edges that are allowed.
+
+        >>> Transition(3).num_free_parameters, Transition(3, torch.ones(3, 3).triu().bool()).num_free_parameters
+        (6, 3)
+        """
+        return num_trainable(self)
+
+    def _relabel(self, permutation: Tensor) -> None:
+        """Permute what `_logits` is made of."""
+        raise NotImplementedError
+
 
 class Transition(_Transition):
     """A table of logits, one row for each state: p(z_{t+1} = j | z_t = i) = softmax_j(logits_ij).
@@ -105,7 +139,7 @@ class Transition(_Transition):
     ):
         super().__init__(num_states, mask)
         self.logits = _sticky_logits(num_states, sticky, generator)
-        self.register_buffer("concentration", dirichlet(prior, (num_states, num_states)))
+        self.register_buffer("prior", dirichlet(prior, (num_states, num_states)))
 
     closed_form = True
 
@@ -114,15 +148,16 @@ class Transition(_Transition):
 
     def log_prior(self) -> Tensor:
         """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.concentration is None:
+        if self.prior is None:
             return super().log_prior()
-        return dirichlet_log_prob(table(self.matrix(), 2), self.concentration).sum(-1)
+        return dirichlet_log_prob(table(self.matrix(), 2), self.prior).sum(-1)
 
-    def expected_statistics(self, weights: Tensor) -> Statistics:
+    def expected_statistics(self, weights: Tensor, inputs: Tensor | None = None) -> Statistics:
         """The expected number of times that each edge was taken.
 
         Args:
             weights: (*lead, K, K), [from, to], posterior probabilities summed over steps and sequences.
+            inputs: not read.
 
         Returns:
             "counts" (*lead, K, K).
@@ -142,9 +177,17 @@ class Transition(_Transition):
                 [0.5000, 0.5000]])
         """
         logits = table(self.matrix(), 2).detach()
-        log_probs, empty = dirichlet_mode(statistics["counts"], self.concentration, logits, LEAST_LOG_PROB)
+        log_probs, empty = dirichlet_mode(statistics["counts"], self.prior, logits, LEAST_LOG_PROB)
         assign(self.logits, unforbid(log_probs, self.mask))
         return {"never left, its transitions stay as they are": empty}
+
+    def _relabel(self, permutation: Tensor) -> None:
+        permute(self, permutation, ["logits", "prior"], (0, 1))
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers, of each row one less than the edges that are allowed."""
+        return num_free(self, mask=self.mask)
 
 
 class NeuralTransition(_Transition):
@@ -216,9 +259,19 @@ class NeuralTransition(_Transition):
         if self.context:
             logits = self.logits
             change = self.net(context_inputs(inputs, self.context).to(logits.dtype))
-            return logits + change.unflatten(-1, (self.num_states, self.num_states))
+            change = change.unflatten(-1, (self.num_states, self.num_states))
+            if self.state_order is not None:
+                change = change[..., self.state_order.unsqueeze(-1), self.state_order]
+            return logits + change
         scores = self.net(self.source) @ self.target.mT
         return scores + self.bias.unsqueeze(-2) + self.stay.diag_embed()
+
+    def _relabel(self, permutation: Tensor) -> None:
+        if self.context:
+            permute(self, permutation, ["logits"], (0, 1))
+            self._reorder(permutation)
+        else:
+            permute(self, permutation, ["source", "target", "bias", "stay"])
 
 
 def _sticky_logits(num_states: int, sticky: float, generator: Generator | None) -> nn.Parameter:

@@ -16,7 +16,7 @@ import pyrohmm
 from pyrohmm import nn
 from pyrohmm.data import Sequences
 from pyrohmm.models import HMM, NeuralHMM
-from tests.models.cases import CASES, K, N, T, make, net
+from tests.models.cases import CASES, K, N, T, V, make, net
 
 D = 2
 
@@ -416,3 +416,156 @@ def test_latent_parameters_come_from_the_fitted_guide():
 def test_what_is_no_sequences():
     with pytest.raises(TypeError, match="data: expected pyrohmm.data.Sequences, got Tensor; see Sequences.from_list"):
         HMM(nn.CategoricalEmission(2, 3)).log_prob(torch.zeros(2, 3))
+
+
+# Relabelling
+
+ORDER = torch.tensor([2, 0, 1])
+
+
+def relabelled(data: Sequences) -> Sequences:
+    """The data, their labels by the new numbers of the states."""
+    labels = torch.where(data.labels < 0, -1, ORDER.argsort()[data.labels.clamp(min=0)])
+    return data._replace({"labels": labels})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_relabel_permutes_the_posterior_and_nothing_else(name):
+    model, data = make(name)
+    log_prob, posterior = model.log_prob(data).detach(), model.posterior(data)
+    marginals, transitions = posterior.marginals.detach(), posterior.transition_marginals.detach()
+    model.relabel(ORDER)
+    data = relabelled(data)
+    torch.testing.assert_close(model.log_prob(data), log_prob, rtol=1e-10, atol=1e-10)
+    posterior = model.posterior(data)
+    torch.testing.assert_close(posterior.marginals, marginals[..., ORDER], rtol=1e-10, atol=1e-10)
+    expected = transitions[..., ORDER[:, None], ORDER]
+    torch.testing.assert_close(posterior.transition_marginals, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_relabelled_model_is_the_same_program_in_both_forms_and_is_saved(name):
+    model, data = make(name)
+    model.relabel(ORDER)
+    loss, gradients = loss_and_gradients(Trace_ELBO(), model, data, vectorized=True)
+    plain_loss, plain_gradients = loss_and_gradients(TraceEnum_ELBO(max_plate_nesting=2), model, data, vectorized=False)
+    assert loss == pytest.approx(plain_loss, abs=1e-9)
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(gradient, plain_gradients[parameter], rtol=1e-8, atol=1e-10)
+    other, _ = make(name, seed=1)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other.log_prob(data), model.log_prob(data), rtol=0, atol=0)
+    assert model.simulate(3, 4, inputs=torch.zeros(3, 4, 2, dtype=torch.float64), seed=0).x.shape[:2] == (3, 4)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("labels", "left to right")])
+def test_align_undoes_relabel(name):
+    model, data = make(name)
+    # States that differ, so that there is something to tell them apart by.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    other = copy.deepcopy(model)
+    posterior = model.posterior(data)
+    other.relabel(ORDER)
+    for reference in (model, posterior, posterior.viterbi().states):
+        again = copy.deepcopy(other)
+        if isinstance(reference, Tensor) and len(reference.unique()) < K + 1:
+            continue  # a state that is never decoded cannot be told from labels
+        permutation = again.align(reference, data)
+        assert torch.equal(ORDER[permutation], torch.arange(K))
+        torch.testing.assert_close(again.posterior(data).marginals, posterior.marginals)
+
+
+def test_align_with_fewer_and_with_more_states():
+    probs = torch.eye(3) * 8 + 1
+    model = HMM(nn.CategoricalEmission(3, 3, probs=probs))
+    data = Sequences.from_list([[2, 2, 2, 0, 0, 0, 1, 1]])
+    permutation = model.align(torch.tensor([[0, 0, 0, -1, -1, -1, 1, 1]]), data)
+    assert permutation.tolist() == [2, 1, 0]
+    small = HMM(nn.CategoricalEmission(2, 3))
+    with pytest.raises(ValueError, match="at least as many states as in the reference"):
+        small.align(model, data)
+
+
+class Own(PyroModule):
+    """A part of one's own, as little as there must be."""
+
+    num_states = K
+
+    def forward(self, inputs: Tensor | None = None) -> Tensor:
+        return torch.zeros(K)
+
+
+def test_relabel_refuses_before_it_changes_anything():
+    model, _ = with_prior()
+    before = model.initial.logits.clone()
+    with pytest.raises(ValueError, match="relabel: expected parameters without priors, got PyroSample for transition"):
+        model.relabel(ORDER)
+    with pytest.raises(ValueError, match="permutation: expected each of 0, ..., 2 once"):
+        make("poisson")[0].relabel([0, 1])
+    own = HMM(nn.CategoricalEmission(K, 4), initial=Own())
+    with pytest.raises(TypeError, match="initial: expected a method relabel"):
+        own.relabel(ORDER)
+    assert torch.equal(model.initial.logits, before)
+
+
+# Free parameters
+
+
+def dimension_of_the_family(model: HMM) -> int:
+    """In how many directions the probabilities of a model of symbols can move: the rank of their Jacobian."""
+    states, parameters = torch.arange(model.num_states), list(model.parameters())
+    logits = model.initial(), model.transition(states), model.emission(states).logits
+    probabilities = torch.cat([table.softmax(-1).flatten() for table in logits])
+    rows = []
+    for probability in probabilities:
+        gradients = torch.autograd.grad(probability, parameters, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    return int(torch.linalg.matrix_rank(torch.stack(rows)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        HMM(nn.CategoricalEmission(K, V)),
+        HMM(nn.CategoricalEmission(K, V), nn.Initial(K, mask=torch.tensor([True, False, True]))),
+        HMM(nn.CategoricalEmission(K, V), transition=nn.Transition(K, torch.ones(K, K).triu().bool())),
+        HMM(nn.CategoricalEmission(1, V)),
+    ],
+)
+def test_free_parameters_are_the_dimension_of_the_family(model):
+    assert model.double().num_free_parameters == dimension_of_the_family(model)
+
+
+def test_frozen_parameters_are_not_free():
+    model = HMM(nn.CategoricalEmission(K, V))
+    model.transition.logits.requires_grad_(False)
+    assert model.num_free_parameters == (K - 1) + K * (V - 1)
+    model.requires_grad_(False)
+    assert model.num_free_parameters == 0
+
+
+def test_free_parameters_of_neural_parts_all_count():
+    for name in ("embedded", "inputs"):
+        model, _ = make(name)
+        table = 1 if name == "embedded" else 0  # the initial law is a table of K logits, one of them not free
+        assert model.num_free_parameters == model.num_parameters - table
+
+
+def test_a_part_of_ones_own_counts_in_full_and_what_is_shared_counts_once():
+    class Own(PyroModule):
+        num_states = K
+
+        def __init__(self, net: torch.nn.Module):
+            super().__init__()
+            self.net = net
+
+        def forward(self, inputs: Tensor | None = None) -> Tensor:
+            return self.net(torch.zeros(1))
+
+    net = torch.nn.Linear(1, K)
+    emission = nn.NeuralEmission(K, torch.nn.Linear(K, 4), "categorical")
+    emission.extra = net
+    model = HMM(emission, Own(net))
+    assert model.num_free_parameters == 2 * K + (4 * K + 4) + K * (K - 1)

@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
+from pyrohmm.nn._free import num_free
 from pyrohmm.nn._prior import dirichlet, dirichlet_log_prob, dirichlet_mode
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import EMPTY, Events, Statistics, assign, table
@@ -54,7 +55,7 @@ class CategoricalEmission(TableEmission):
         self.logits = nn.Parameter(
             (weights / weights.sum(-1, keepdim=True)).log() + noise * jitter(probs, shape, generator)
         )
-        self.register_buffer("concentration", dirichlet(prior, shape))
+        self.register_buffer("prior", dirichlet(prior, shape))
 
     def _distribution(self, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         law = dist.Categorical(logits=select(self.logits, state))
@@ -62,9 +63,9 @@ class CategoricalEmission(TableEmission):
 
     def log_prior(self) -> Tensor:
         """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.concentration is None:
+        if self.prior is None:
             return super().log_prior()
-        return dirichlet_log_prob(table(self.logits, 2), self.concentration).sum(-1)
+        return dirichlet_log_prob(table(self.logits, 2), self.prior).sum(-1)
 
     def expected_statistics(
         self,
@@ -101,10 +102,15 @@ class CategoricalEmission(TableEmission):
         """
         logits = table(self.logits, 2).detach()
         least = math.log(torch.finfo(logits.dtype).tiny)
-        log_probs, empty = dirichlet_mode(statistics["counts"], self.concentration, logits, least)
+        log_probs, empty = dirichlet_mode(statistics["counts"], self.prior, logits, least)
         assign(self.logits, log_probs)
         return {EMPTY: empty}
 
     def features(self, x: Tensor) -> Tensor:
         """Symbols (M,) as unit vectors (M, V)."""
         return nn.functional.one_hot(x.long(), self.logits.shape[-1]).to(self.logits.dtype)
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers, V - 1 for each state."""
+        return num_free(self)

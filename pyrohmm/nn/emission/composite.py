@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from pyro.nn.module import PyroModuleList
 from torch import Tensor
 
+from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.nn.part import Events, Part, Statistics
 
 
@@ -177,6 +178,12 @@ class CompositeEmission(Part):
         """The sum of those of the streams, () or (R,); see `Part`."""
         return torch.stack(torch.broadcast_tensors(*(part.log_prior() for part in self.streams))).sum(0)
 
+    def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Tell streams of Gaussians where the data (M, D) are; see `GaussianEmission.prepare`."""
+        for part, own, _, seen in self._split(x, None, observed):
+            if hasattr(part, "prepare"):
+                part.prepare(own, seen)
+
     def expected_statistics(
         self,
         x: Tensor,
@@ -221,3 +228,14 @@ class CompositeEmission(Part):
         features = torch.cat([part.features(own) for part, own, _, _ in self._split(x, None, None)], -1)
         deviation = features.std(0, correction=0)
         return (features - features.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place, in all streams; see `TableEmission.relabel`."""
+        order = as_permutation(permutation, self.num_states)
+        for part in self.streams:
+            part.relabel(order)
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Those of the streams together."""
+        return sum(part.num_free_parameters for part in self.streams)

@@ -8,8 +8,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
+from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn.emission.entries import ObservedGaussian
-from pyrohmm.nn.emission.gaussian import NARROW, moments, moments_given, total_variance
+from pyrohmm.nn.emission.gaussian import NARROW, middle, moments, moments_given, total_variance
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import EMPTY, LEAST_WEIGHT, Events, Statistics, assign, table
 
@@ -59,6 +60,8 @@ class FactorAnalysisEmission(TableEmission):
     tensor([2., 1.])
     """
 
+    _shared = ("centre",)
+
     def __init__(
         self,
         num_states: int,
@@ -94,6 +97,10 @@ class FactorAnalysisEmission(TableEmission):
             return dist.LowRankMultivariateNormal(loc, factors, variance)
         covariance = factors @ factors.mT + variance.diag_embed()
         return ObservedGaussian(dist.MultivariateNormal(loc, covariance), observed)
+
+    def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Take sums for EM from the mean of these observations (M, D) from now on."""
+        self.centre.copy_(middle(x, observed))
 
     def expected_statistics(
         self,
@@ -159,3 +166,9 @@ class FactorAnalysisEmission(TableEmission):
             left = spread.diagonal(dim1=-2, dim2=-1) + ((factors @ second - 2 * with_data) * factors).sum(-1)
             variance = torch.maximum(left, least)
         return factors, variance
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers, less the rotations of the factors, Q (Q - 1) / 2 for each state."""
+        rotations = self.rank * (self.rank - 1) // 2 if self.factors.requires_grad else 0
+        return num_trainable(self) - self.num_states * rotations

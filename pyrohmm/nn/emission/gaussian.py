@@ -82,6 +82,8 @@ class GaussianEmission(TableEmission):
         if covariance not in shapes:
             raise ValueError(f"covariance: expected one of {', '.join(shapes)}, got {covariance!r}")
         self.covariance = covariance
+        tied = ("log_scale", "lower", "prior_shape", "prior_scale") if covariance == "tied" else ()
+        self._shared = ("centre", *tied)
         deviation = start("scale", 1.0 if scale is None else scale, shapes[covariance], 0)
         mean = start("loc", 0.0 if loc is None else loc, (num_states, dim))
         unit = deviation.unsqueeze(-1) if covariance == "spherical" else deviation
@@ -172,6 +174,10 @@ class GaussianEmission(TableEmission):
             log_det, inverse = log_det.unsqueeze(-1), inverse.unsqueeze(-3)
         squares = (off.unsqueeze(-2) @ inverse @ off.unsqueeze(-1)).squeeze((-2, -1))
         return density - 0.5 * (log_det + self.prior_strength.squeeze(-1) * squares).sum(-1)
+
+    def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Take sums for EM from the mean of these observations (M, D) from now on."""
+        self.centre.copy_(middle(x, observed))
 
     def expected_statistics(
         self,
@@ -300,6 +306,13 @@ class GaussianEmission(TableEmission):
         ):
             assign(parameter, torch.where(empty.unsqueeze(-1), table(parameter.detach(), dims).double(), new))
         return narrow.unsqueeze(-1) if tied else narrow
+
+
+def middle(x: Tensor, observed: Tensor | None) -> Tensor:
+    """The mean of what was observed of each entry of x (M, D), in float64."""
+    x = x.double()
+    seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+    return torch.where(seen, x, 0.0).sum(0) / seen.sum(0).clamp(min=1)
 
 
 def total_variance(weight: Tensor, first: Tensor, second: Tensor, centre: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Mixtures of Gaussian vectors."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -9,7 +10,9 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
+from pyrohmm.nn._free import num_free
 from pyrohmm.nn._prior import LEAST_LOG_PROB, dirichlet, dirichlet_log_prob, dirichlet_mode
+from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.nn.emission.gaussian import GaussianEmission
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import EMPTY, Events, Statistics, add_up, assign, blocks, table
@@ -126,7 +129,7 @@ class GaussianMixtureEmission(TableEmission):
     (tensor([[1.]]), tensor([-1.4189]))
     """
 
-    concentration: Tensor | None
+    prior_mixture: Tensor | None
 
     def __init__(
         self,
@@ -159,7 +162,7 @@ class GaussianMixtureEmission(TableEmission):
             components.centre.copy_(components.loc.mean(0))
         self.components = components
         self.mixture_logits = nn.Parameter(torch.zeros(shape))
-        self.register_buffer("concentration", dirichlet(mixture_prior, shape))
+        self.register_buffer("prior_mixture", dirichlet(mixture_prior, shape))
 
     def _distribution(self, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         first = self.num_components * state
@@ -168,8 +171,12 @@ class GaussianMixtureEmission(TableEmission):
 
     def log_prior(self) -> Tensor:
         """That of the components and of their probabilities, up to a constant, () or (R,); see `Part`."""
-        probs = dirichlet_log_prob(table(self.mixture_logits, 2), self.concentration)
+        probs = dirichlet_log_prob(table(self.mixture_logits, 2), self.prior_mixture)
         return self.components.log_prior() + probs.sum(-1)
+
+    def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Take sums for EM from the mean of these observations (M, D) from now on."""
+        self.components.prepare(x, observed)
 
     def expected_statistics(
         self,
@@ -215,7 +222,7 @@ class GaussianMixtureEmission(TableEmission):
         sums = dict(statistics)
         counts = sums.pop("mixture")
         logits = table(self.mixture_logits.detach(), 2)
-        log_probs, empty = dirichlet_mode(counts, self.concentration, logits, LEAST_LOG_PROB)
+        log_probs, empty = dirichlet_mode(counts, self.prior_mixture, logits, LEAST_LOG_PROB)
         assign(self.mixture_logits, log_probs)
         events: Events = {EMPTY: empty}
         for what, flags in self.components.maximize(sums).items():
@@ -225,3 +232,15 @@ class GaussianMixtureEmission(TableEmission):
                 what, states = COMPONENT_EMPTY, states & ~empty
             events[what] = states
         return events
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place; see `TableEmission.relabel`."""
+        order = as_permutation(permutation, self.num_states)
+        super().relabel(order)
+        first = self.num_components * order.unsqueeze(-1)
+        self.components.relabel((first + torch.arange(self.num_components, device=order.device)).flatten())
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers, M - 1 for the probabilities of each state's components."""
+        return num_free(self, "mixture_logits")

@@ -1,6 +1,6 @@
 """Emissions whose parameters are the output of a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -8,13 +8,15 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrohmm.nn._common import context_inputs, count, dry_run, join, previous_values, select
+from pyrohmm.nn._free import num_trainable
+from pyrohmm.nn._relabel import Ordered, as_permutation
 from pyrohmm.nn.emission.entries import independent
 from pyrohmm.nn.part import Part
 
 Family = str | Callable[[Tensor], TorchDistributionMixin]
 
 
-class _NetworkEmission(Part):
+class _NetworkEmission(Ordered, Part):
     """The network, its features and its family. `memory` is the size of the previous observations as features."""
 
     def __init__(self, num_states: int, net: nn.Module, family: Family, context: int, order: int, memory: int):
@@ -67,7 +69,7 @@ class _NetworkEmission(Part):
 
     def _params(self, state: Tensor, known: list[Tensor]) -> Tensor:
         """The output of the network for the one-hot state beside the `known` features, broadcast."""
-        net = self.net
+        net, state = self.net, self._in_network_order(state)
         dtype = next(net.parameters(), torch.empty(())).dtype
         one_hot = torch.eye(self.num_states, dtype=dtype, device=state.device)
         known = [features.to(dtype) for features in known]
@@ -83,6 +85,30 @@ class _NetworkEmission(Part):
         for layer in rest:
             hidden = layer(hidden)
         return hidden
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order: the new state i is the old state permutation[i].
+
+        The weights of the network stay as they are; the part keeps the order in which it is asked, as a buffer.
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            ValueError: it is no permutation.
+
+        >>> emission = NeuralEmission(3, torch.nn.Linear(3, 5), family="categorical")
+        >>> before = emission(torch.arange(3)).logits
+        >>> emission.relabel([2, 0, 1])
+        >>> torch.equal(emission(torch.arange(3)).logits, before[[2, 0, 1]])
+        True
+        """
+        self._reorder(as_permutation(permutation, self.num_states))
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers of the network."""
+        return num_trainable(self)
 
 
 class NeuralEmission(_NetworkEmission):

@@ -28,14 +28,14 @@ class _OnFeatures(TableEmission):
     """
 
     _bias: str
-    weight_prior: Tensor | None
+    prior_weight: Tensor | None
 
     def _set_up(self, order: int, context: int, weight: Any, prior: Any) -> None:
         self.order, self.context = order, context
         dim = self.event_shape.numel()
         shape = self.num_states, dim, order * dim + context
         self.weight = nn.Parameter(start("weight", 0.0 if weight is None else weight, shape))
-        self.register_buffer("weight_prior", prior_buffer(prior, torch.distributions.Normal, ["loc", "scale"], shape))
+        self.register_buffer("prior_weight", prior_buffer(prior, torch.distributions.Normal, ["loc", "scale"], shape))
 
     def _law(self, predictor: Tensor, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         raise NotImplementedError
@@ -79,9 +79,9 @@ class _OnFeatures(TableEmission):
 
     def log_prior(self) -> Tensor:
         """The log-density of the weights under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.weight_prior is None:
+        if self.prior_weight is None:
             return super().log_prior()
-        loc, scale = self.weight_prior.unbind(-1)
+        loc, scale = self.prior_weight.unbind(-1)
         return -0.5 * ((table(self.weight, 3) - loc) / scale).square().sum((-3, -2, -1))
 
     def _coefficients(self) -> Tensor:
@@ -91,9 +91,9 @@ class _OnFeatures(TableEmission):
 
     def _with_prior(self, curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """The same of the objective with the prior; arguments as for `_step`."""
-        if self.weight_prior is None:
+        if self.prior_weight is None:
             return curvature, slope
-        loc, scale = self.weight_prior.double().unbind(-1)
+        loc, scale = self.prior_weight.double().unbind(-1)
         precision = scale.new_zeros(slope.shape[-3:])
         precision[..., :-1] = scale**-2
         pull = slope.new_zeros(slope.shape)
@@ -242,7 +242,7 @@ class _LinearGaussian(_OnFeatures, GaussianEmission):
 
     def _least_squares(self, gram: Tensor, slope: Tensor) -> Tensor:
         """The step to the best coefficients, given the covariance where a prior makes it matter."""
-        if self.weight_prior is None:
+        if self.prior_weight is None:
             return self._step(gram, slope)
         if self.covariance in ("full", "tied"):
             # The entries depend on each other: one system for all coefficients of a state.
@@ -579,6 +579,7 @@ class PoissonRegressionEmission(_GeneralisedLinear):
         mean = start("rate", 1.0 if rate is None else rate, shape, 0)
         super().__init__(*shape, context, weight, prior, mean.log() + noise * jitter(rate, shape, generator))
         self.register_buffer("reach", torch.zeros(context))
+        self._shared = ("reach",)
 
     def _law(self, predictor: Tensor, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         return independent(dist.Poisson(predictor.exp()), observed)

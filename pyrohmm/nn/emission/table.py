@@ -1,10 +1,14 @@
 """What emissions with a table of parameters, one row for each state, have in common."""
 
+from collections.abc import Sequence
+
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyrohmm.nn._common import count
+from pyrohmm.nn._free import num_trainable
+from pyrohmm.nn._relabel import as_permutation, permute
 from pyrohmm.nn.emission.entries import independent
 from pyrohmm.nn.part import EMPTY, LEAST_WEIGHT, Events, Part, Statistics, assign, table, weighted_sums
 
@@ -18,6 +22,7 @@ class TableEmission(Part):
 
     order: int = 0
     closed_form = True
+    _shared: tuple[str, ...] = ()  # names of the parameters and buffers that all states share
 
     def __init__(self, num_states: int, event_shape: tuple[int, ...]):
         super().__init__()
@@ -92,6 +97,35 @@ class TableEmission(Part):
     def features(self, x: Tensor) -> Tensor:
         """Observations (M, *event_shape) as real vectors (M, F) in which near ones are alike, for clustering."""
         return x.reshape(len(x), -1)
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: the new state i is the old state permutation[i].
+
+        Args:
+            permutation: (K,), each state once.
+
+        Raises:
+            ValueError: it is no permutation, or a parameter has a `PyroSample` prior.
+
+        >>> from pyrohmm.nn import PoissonEmission
+        >>> emission = PoissonEmission(2, 1, rate=[[1.0], [2.0]])
+        >>> emission.relabel([1, 0])
+        >>> emission(torch.tensor([0, 1])).mean.flatten().tolist()
+        [2.0, 1.0]
+        """
+        own = [*self._parameters, *self._buffers, *self._pyro_params, *self._pyro_samples]
+        names = [name for name in own if name not in self._shared and not name.endswith("_unconstrained")]
+        permute(self, as_permutation(permutation, self.num_states), names)
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Trainable numbers; of the probabilities of V symbols V - 1 for each state.
+
+        >>> from pyrohmm.nn import BernoulliEmission, CategoricalEmission
+        >>> BernoulliEmission(2, 3).num_free_parameters, CategoricalEmission(2, 3).num_free_parameters
+        (6, 4)
+        """
+        return num_trainable(self)
 
 
 class EntriesEmission(TableEmission):

@@ -1,5 +1,6 @@
 """States that share the parameters of their emission."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyrohmm.nn._common import select
+from pyrohmm.nn._relabel import as_permutation, permute
 from pyrohmm.nn.part import Events, Part, Statistics
 
 
@@ -35,6 +37,8 @@ class TiedEmission(Part):
     tensor([1., 1., 5.])
     """
 
+    # Any: what is asked of it, beyond being a part, is in its attributes.
+    emission: Any
     groups: Tensor
 
     def __init__(self, emission: Part, groups: Any):
@@ -71,6 +75,11 @@ class TiedEmission(Part):
         """That of the emission, each row once."""
         return self.emission.log_prior()
 
+    def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Tell an emission of Gaussians where the data (M, D) are; see `GaussianEmission.prepare`."""
+        if hasattr(self.emission, "prepare"):
+            self.emission.prepare(x, observed)
+
     def expected_statistics(
         self,
         x: Tensor,
@@ -95,3 +104,12 @@ class TiedEmission(Part):
     def features(self, x: Tensor) -> Tensor:
         """Those of the emission."""
         return self.emission.features(x)
+
+    def relabel(self, permutation: Sequence[int] | Tensor) -> None:
+        """Put the states into another order, in place: their groups, not the rows. See `TableEmission.relabel`."""
+        permute(self, as_permutation(permutation, self.num_states), ["groups"])
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Those of the emission."""
+        return self.emission.num_free_parameters

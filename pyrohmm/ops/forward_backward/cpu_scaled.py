@@ -143,7 +143,7 @@ def _forward(
                 # A logarithm of many factors at once. A NaN ends up in log Z, an impossible step makes it -inf.
                 product[r] *= mass
                 evidence[r] += top
-                if not product[r] > 1e-200:
+                if not 1e-200 < product[r] < 1e200:
                     evidence[r] += np.log(product[r])
                     product[r] = 1.0
         for r in range(rows):
@@ -387,7 +387,7 @@ def _forward_steps(
             inverse = real(1) / mass if mass > real(0) else real(0)
             product *= mass
             evidence += top + np.float64(highest)
-            if not product > 1e-200:
+            if not 1e-200 < product < 1e200:
                 evidence += np.log(product)
                 product = 1.0
         log_z[b] = evidence + np.log(product)

@@ -135,7 +135,7 @@ def _forward(
                 mass = masses[(t % 2 * ROWS + r) * panels : (t % 2 * ROWS + r + 1) * panels].sum()
                 inverse[r] = 1.0 / mass if mass > 0.0 else 0.0
                 product[r] *= mass
-                if not product[r] > 1e-200:
+                if not 1e-200 < product[r] < 1e200:
                     evidence[r] += np.log(product[r])
                     product[r] = 1.0
         if share == 0:

@@ -312,6 +312,23 @@ def test_long_sequence_against_its_closed_form(dtype, tolerance, quick_impl):
     assert counts.sum().item() == pytest.approx(1, rel=2 * tolerance)
 
 
+@pytest.mark.parametrize("level", [-30.0, 0.0, 30.0])
+@pytest.mark.parametrize(("num_states", "batch"), [(2, 1), (3, 40), (16, 3), (40, 1), (70, 2), (600, 1)])
+def test_numbers_of_any_size_add_up_over_time(num_states, batch, level, quick_impl):
+    """Messages that grow, or shrink, by a large factor at every step: flat potentials."""
+    num_steps = 700  # 2^700 and 1e30^700 are beyond any float
+    initial = torch.zeros(num_states)
+    transition = torch.full((num_states, num_states), level)
+    observation = torch.full((batch, num_steps, num_states), level)
+    expected = num_steps * math.log(num_states) + (2 * num_steps - 1) * level
+    result = ops.smooth(initial, transition, observation, impl=quick_impl)
+    torch.testing.assert_close(result.log_partition, torch.full((batch,), expected), rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(result.state_marginals, torch.full_like(observation, 1 / num_states))
+    evidence = ops.filter(initial, transition, observation, impl=quick_impl).log_evidence.double().sum(-1)
+    torch.testing.assert_close(evidence, torch.full((batch,), expected).double(), rtol=1e-6, atol=1e-3)
+    assert ops.log_partition(initial, transition, observation, impl=quick_impl).isfinite().all()
+
+
 def test_long_sequence_has_gradients_and_entropy_in_float32(quick_impl):
     num_steps = 4000  # the derivatives of twenty thousand steps take too long here
     chain = long_chain(torch.float32, num_steps).requires_grad()

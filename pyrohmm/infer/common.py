@@ -1,0 +1,57 @@
+"""What every fit needs: checks of its arguments, and the modules that it trains."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from pyrohmm.data import Sequences
+
+
+def check_sequences(name: str, value: Any) -> None:
+    """A TypeError or ValueError unless these are `Sequences` with something observed."""
+    if not isinstance(value, Sequences):
+        raise TypeError(f"{name}: expected pyrohmm.data.Sequences, got {type(value).__name__}")
+    if value.num_observed == 0:
+        raise ValueError(f"{name}: expected at least one observed step, got none")
+
+
+def check_counts(**counts: int | None) -> None:
+    """A TypeError or ValueError unless each is an int of at least 1, or None."""
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def check_positive(**numbers: float | None) -> None:
+    """A ValueError unless each is a positive finite number, or None."""
+    for name, value in numbers.items():
+        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
+
+
+def modules(*programs: Callable[..., Any]) -> list[nn.Module]:
+    """The modules that the programs are, or are methods of; not those that are parts of another one."""
+    owners = [getattr(program, "__self__", program) for program in programs]
+    roots: list[nn.Module] = []
+    for owner in owners:
+        if isinstance(owner, nn.Module) and not any(owner is part for root in roots for part in root.modules()):
+            roots.append(owner)
+    return roots
+
+
+@contextmanager
+def mode(modules: Sequence[nn.Module], *, training: bool) -> Iterator[None]:
+    """Inside, the modules are in training or eval mode; afterwards each part as before."""
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.train(training)
+        yield
+    finally:
+        for part, was_training in before:
+            part.training = was_training

@@ -1,0 +1,421 @@
+"""Fitting by expectation maximisation."""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyrohmm.data import Sequences
+from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
+from pyrohmm.infer.common import check_counts, check_positive, check_sequences, mode
+from pyrohmm.infer.expectation import Assignment, expect
+from pyrohmm.infer.history import History
+from pyrohmm.infer.initialization import Method, initialize
+from pyrohmm.infer.maximization import PARTS, GradientAscent, accumulate, closed_parts, collect, maximize
+from pyrohmm.infer.minibatches import Minibatches
+from pyrohmm.infer.side_by_side import can_stack, stack, unstack
+from pyrohmm.models import HMM
+from pyrohmm.nn.part import Events, Statistics
+
+StepSize = float | Callable[[int], float]
+
+
+def fit_em(
+    model: HMM,
+    data: Sequences | Iterable[Sequences],
+    *,
+    steps: int = 100,
+    tolerance: float = 1e-6,
+    restarts: int = 1,
+    initialization: Method | None = None,
+    assignment: Assignment = "soft",
+    batch_size: int | None = None,
+    step_size: StepSize | None = None,
+    gradient_steps: int = 10,
+    learning_rate: float = 0.01,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 10,
+    progress: bool = True,
+) -> History:
+    r"""Fit the parameters of a model by expectation maximisation (Baum-Welch), exactly or, where need be, by gradients.
+
+    Each step finds the posterior over the state paths and then the parameters that make
+
+    .. math:: \mathrm{E}_{z \mid x, \theta_{old}}[\log p(x, z \mid \theta)] + \log p(\theta)
+
+    largest. Tables (`nn.Transition`, `nn.GaussianEmission`, ...) have this maximum in closed form; networks, and
+    whatever shares parameters with one, make `gradient_steps` towards it. Both can be mixed in one model. With all data
+    in each step the objective, log p(x) + log p(theta), never falls (but for the rounding of the model's dtype).
+
+    Priors of parts (`prior=`), masks of edges, labels (with `use_labels`), `data.allowed` and what is missing are
+    honoured. Parameters with `requires_grad` off stay as they are. The recursions run in the dtype of the model, sums
+    over steps in float64.
+
+    Ctrl-C ends the fit as if its steps were done: what was learned is kept, and the checkpoint written.
+
+    Args:
+        model: a `pyrohmm.models.HMM`, changed in place.
+        data: the sequences; or, if they are larger than memory, an iterable of them that can be gone through many
+            times, such as a list of files that are read in turn.
+        steps: the largest number of steps, each through all data (with `step_size`, on one minibatch).
+        tolerance: the fit ends once a step changes the objective by less than this, in nats for each observed time
+            step. Not looked at with `step_size`.
+        restarts: number of fits from different starts, of which the best is kept. Models of tables are fitted side by
+            side, as one. With `initialization` None the first start is the model as it is, the others are "random".
+        initialization: how emissions are set at the start, see `pyrohmm.infer.initialize`: "kmeans", "random", or None
+            to start from the model's parameters.
+        assignment: "soft" for EM; "hard" for Viterbi training, which takes the best path for certain (and maximises
+            log p(x, z)); "labels" for the given path: supervised fitting, for which one step is enough if all parts
+            are tables without hidden variables of their own.
+        batch_size: sequences in memory at once, in the recursions. Statistics are added up over them, so the result is
+            the same, but for networks, which make their steps on each.
+        step_size: for online EM (Cappe and Moulines 2009): after each minibatch the statistics are (1 - r) times the
+            former ones plus r times the minibatch's, scaled up to all data. A number r in (0, 1], or a function of the
+            number of the step, from 1, e.g. `lambda step: (step + 1) ** -0.6`. Needs `batch_size`, or an iterable
+            whose items are the minibatches.
+        gradient_steps: steps of Adam in each M-step, for parts without a closed form.
+        learning_rate: of Adam.
+        seed: of starts and minibatches. The same seed gives the same numbers.
+        checkpoint: a file. If it exists, the fit goes on from there, to the same numbers as if it had not stopped.
+            `steps` may be raised to go on with a finished fit.
+        checkpoint_every: steps between writings.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `History`: `loss` is minus the objective before each step, in nats for each observed time step (with
+        `step_size`, an estimate from the minibatch), of the best restart; `restarts` has the last of each restart;
+        `notes` tells of states without data or with a variance at its bound.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range, nothing is observed, a sequence is
+            impossible under the model, a parameter has a `PyroSample` prior (use `prior=` of the part, or `fit_svi`
+            with a guide), or the checkpoint does not belong to this fit.
+        FloatingPointError: the objective is NaN.
+
+    Reference:
+        Baum, Petrie, Soules and Weiss (1970), "A maximization technique occurring in the statistical analysis of
+        probabilistic functions of Markov chains"; Dempster, Laird and Rubin (1977), "Maximum likelihood from
+        incomplete data via the EM algorithm".
+
+    Example:
+        >>> from pyrohmm.nn import GaussianEmission
+        >>> truth = HMM(GaussianEmission(2, 1, loc=[[-2.0], [2.0]]))
+        >>> data = truth.simulate(20, 50, seed=0)
+        >>> model = HMM(GaussianEmission(2, 1))
+        >>> history = fit_em(model, data, restarts=3, progress=False)
+        >>> history.stop_reason, [round(mean) for mean in sorted(model.emission.loc.flatten().tolist())]
+        ('converged', [-2, 2])
+    """
+    if not isinstance(model, HMM):
+        raise TypeError(f"model: expected a pyrohmm.models.HMM, got {type(model).__name__}")
+    whole = isinstance(data, Sequences)
+    if whole:
+        check_sequences("data", data)
+    elif isinstance(data, Iterator) or not isinstance(data, Iterable):
+        raise TypeError(
+            "data: expected pyrohmm.data.Sequences or an iterable of them that can be gone through again, "
+            f"got {type(data).__name__}"
+        )
+    check_counts(
+        steps=steps,
+        restarts=restarts,
+        batch_size=batch_size,
+        gradient_steps=gradient_steps,
+        checkpoint_every=checkpoint_every,
+    )
+    check_positive(learning_rate=learning_rate)
+    if not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):
+        raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
+    if assignment not in ("soft", "hard", "labels"):
+        raise ValueError(f"assignment: expected 'soft', 'hard' or 'labels', got {assignment!r}")
+    if isinstance(step_size, int | float) and not 0 < step_size <= 1:
+        raise ValueError(f"step_size: expected a number in (0, 1] or a function of the step, got {step_size!r}")
+    if step_size is not None and whole and batch_size is None:
+        raise ValueError("step_size: expected None since there are no minibatches (batch_size)")
+    if not whole and batch_size is not None:
+        raise ValueError(f"batch_size: expected None since the items of data are the batches, got {batch_size}")
+    if not whole and (initialization is not None or restarts > 1):
+        raise ValueError("initialization, restarts: expected None and 1 since data are not in memory")
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model: expected at least one trainable parameter, got none")
+
+    settings = {
+        "algorithm": "EM",
+        "restarts": restarts,
+        "initialization": initialization,
+        "assignment": assignment,
+        "batch_size": batch_size,
+        "step_size": "a function" if callable(step_size) else step_size,
+        "gradient_steps": gradient_steps,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    models = _starts(model, data, restarts, initialization, seed)
+
+    def begin(some: HMM) -> "_Fit":
+        return _Fit(some, data, assignment, batch_size, step_size, tolerance, gradient_steps, learning_rate, seed)
+
+    # As one where that is possible, else one after another.
+    fits = [begin(stack(models))] if restarts > 1 and can_stack(model) else [begin(some) for some in models]
+    began = time.perf_counter()
+
+    def save() -> None:
+        if path is not None and all(fit.whole for fit in fits):
+            seconds = time.perf_counter() - began
+            save_checkpoint(path, {"fits": [fit.state() for fit in fits], "seconds": seconds}, settings)
+
+    if path is not None and path.exists():
+        state = load_checkpoint(path, settings)
+        for fit, saved in zip(fits, state["fits"], strict=True):
+            fit.load(saved)
+        began -= state["seconds"]
+    interrupted = False
+    done = sum(fit.num_steps for fit in fits)
+    with (
+        tqdm(total=steps * len(fits), initial=done, desc="EM", disable=not progress) as bar,
+        mode([fit.model for fit in fits], training=False),
+    ):
+        try:
+            for fit in fits:
+                while fit.advance(steps):
+                    bar.set_postfix({"loss": f"{fit.best_loss:.4f}"}, refresh=False)
+                    bar.update()
+                    if fit.num_steps % checkpoint_every == 0:
+                        save()
+        except KeyboardInterrupt:
+            interrupted = True
+    save()
+    return _finish(model, fits, interrupted, time.perf_counter() - began)
+
+
+def _starts(model: HMM, data: Any, restarts: int, initialization: Method | None, seed: int) -> list[HMM]:
+    """The models that are fitted: copies, or the one itself if there is no other."""
+    models = [model] if restarts == 1 else [copy.deepcopy(model) for _ in range(restarts)]
+    if isinstance(data, Sequences):
+        for some in models:
+            # Sums of squares are about a point among the data.
+            if hasattr(some.emission, "prepare"):
+                some.emission.prepare(
+                    data.x[data.observed], None if data.entries is None else data.entries[data.observed]
+                )
+        for i, some in enumerate(models):
+            method = initialization if initialization is not None or i == 0 else "random"
+            if method is not None:
+                initialize(some, data, method, seed + i)
+    return models
+
+
+def _finish(model: HMM, fits: list["_Fit"], interrupted: bool, seconds: float) -> History:
+    """Put the best parameters into the model, and tell what happened."""
+    losses = [loss[-1] if loss else math.inf for fit in fits for loss in fit.losses]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    if len(fits) > 1:
+        fit, row = fits[best], 0
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(fit.model.get_parameter(name))
+            for name, buffer in model.named_buffers():
+                buffer.copy_(fit.model.get_buffer(name))
+    else:
+        fit, row = fits[0], best
+        if fit.model.side_by_side:
+            unstack(fit.model, row, model)
+    reason = "interrupted" if interrupted else "converged" if fit.converged else "finished"
+    return History(
+        loss=fit.losses[row], stop_reason=reason, seconds=seconds, restarts=losses, notes=list(fit.notes[row])
+    )
+
+
+class _Fit:
+    """One model, or several side by side, with their statistics and what has happened to them."""
+
+    def __init__(
+        self,
+        model: HMM,
+        data: Sequences | Iterable[Sequences],
+        assignment: Assignment,
+        batch_size: int | None,
+        step_size: StepSize | None,
+        tolerance: float,
+        gradient_steps: int,
+        learning_rate: float,
+        seed: int,
+    ):
+        self.model, self.data = model, data
+        self.assignment: Assignment = assignment
+        self.batch_size, self.step_size, self.tolerance = batch_size, step_size, tolerance
+        self.closed = closed_parts(model)
+        rest = [name for name in PARTS if name not in self.closed]
+        self.ascent = GradientAscent(model, rest, gradient_steps, learning_rate) if rest else None
+        self.num_models = next(iter(model.parameters())).shape[0] if model.side_by_side else 1
+        self.losses: list[list[float]] = [[] for _ in range(self.num_models)]
+        self.notes: list[dict[str, int]] = [{} for _ in range(self.num_models)]
+        self.running: dict[str, Statistics] = {}
+        # Whether the parameters are those after as many steps as there are losses: not within a step.
+        self.whole = True
+        self.stream = (
+            Minibatches(data, batch_size, seed) if step_size is not None and isinstance(data, Sequences) else None
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps done."""
+        return len(self.losses[0])
+
+    @property
+    def best_loss(self) -> float:
+        """The least of the present losses."""
+        return min(loss[-1] for loss in self.losses)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the last step changed no loss by the tolerance."""
+        if self.step_size is not None or self.num_steps < 2:
+            return False
+        # A restart that found a sequence impossible has no finite loss, and goes nowhere.
+        return not any(loss[-2] - loss[-1] >= self.tolerance for loss in self.losses)
+
+    def advance(self, steps: int) -> bool:
+        """Make a step unless there were as many, or the fit has converged; whether one was made."""
+        if self.num_steps >= steps or self.converged:
+            return False
+        self.whole = False
+        self._step_online() if self.step_size is not None else self._step()
+        self.whole = True
+        return True
+
+    def _step(self) -> None:
+        total: Tensor = torch.zeros(())
+        num_observed = 0
+        statistics: dict[str, Statistics] = {}
+        prior = self.model.log_prior().detach().double()
+        last = None
+        for batch in self._batches():
+            value, weights = self._expect(batch)
+            total = total + value
+            num_observed += batch.num_observed
+            accumulate(statistics, collect(self.model, self.closed, batch, weights))
+            if last is not None and self.ascent is not None:
+                self.ascent(*last, guard=False)
+            last = batch, weights
+        if last is None or num_observed == 0:
+            raise ValueError("data: expected at least one observed step, got none")
+        self._record(-(total + prior) / num_observed)
+        self._note(maximize(self.model, statistics))
+        if self.ascent is not None:
+            # Alone, the last batch is all data.
+            alone = last[0].num_observed == num_observed
+            if not self.ascent(*last, guard=alone):
+                self.notes[0].setdefault(
+                    "gradient steps made the objective smaller, and were taken back", self.num_steps
+                )
+
+    def _step_online(self) -> None:
+        batch = next(self.stream) if self.stream is not None else self._nth(self.num_steps)
+        scale = batch.num_total / len(batch)
+        value, weights = self._expect(batch)
+        prior = self.model.log_prior().detach().double()
+        found = collect(self.model, self.closed, batch, weights)
+        size: Any = self.step_size(self.num_steps + 1) if callable(self.step_size) else self.step_size
+        if not 0 < size <= 1:
+            raise ValueError(f"step_size: expected a number in (0, 1] at step {self.num_steps + 1}, got {size!r}")
+        for name, statistics in found.items():
+            running = self.running.setdefault(name, {})
+            for key, new in statistics.items():
+                # The first minibatch is all that there is.
+                running[key] = (1 - size) * running[key] + size * scale * new if key in running else scale * new
+        self._record(-(scale * value + prior) / max(1.0, scale * batch.num_observed))
+        self._note(maximize(self.model, self.running))
+        if self.ascent is not None:
+            self.ascent(batch, weights, scale=scale, guard=False)
+
+    def _batches(self) -> Iterable[Sequences]:
+        if isinstance(self.data, Sequences):
+            return [self.data] if self.batch_size is None else self.data.batches(self.batch_size)
+        return self.data
+
+    def _nth(self, index: int) -> Sequences:
+        """The batch of a step, of data that come in an iterable: round and round."""
+        if not hasattr(self, "_round"):
+            self._round = chain.from_iterable(repeat(self.data))
+            for _ in range(index):
+                next(self._round)
+        return next(self._round)
+
+    def _expect(self, batch: Sequences) -> tuple[Tensor, Any]:
+        """The objective of a batch without the prior, of each model, and the weights of the E-step."""
+        if not isinstance(batch, Sequences):
+            raise TypeError(f"data: expected items of pyrohmm.data.Sequences, got {type(batch).__name__}")
+        labels = None
+        if self.assignment == "labels":
+            labels = batch.labels
+            if labels is None or (labels[batch.valid] < 0).any():
+                raise ValueError('data: expected a label at every step since assignment="labels"')
+        with torch.no_grad():
+            potentials = self.model.potentials(batch)
+        value, weights = expect(potentials, batch.lengths, self.assignment, labels)
+        value = value.reshape(-1, len(batch)) if self.model.side_by_side else value.unsqueeze(0)
+        if value.isnan().any():
+            raise FloatingPointError(
+                f"step {self.num_steps + 1}: the objective is NaN; check the inputs and the networks"
+            )
+        impossible = (value == -torch.inf).all(0)
+        if impossible.any():
+            where = batch.index[impossible].tolist()
+            raise ValueError(
+                f"data: expected sequences that are possible under the model, got impossible ones at {where[:10]} "
+                "(a mask of states or edges, labels, values outside of the emission's support)"
+            )
+        return value.double().sum(-1), weights
+
+    def _record(self, losses: Tensor) -> None:
+        for history, loss in zip(self.losses, losses.tolist(), strict=True):
+            history.append(loss)
+
+    def _note(self, events: dict[str, Events]) -> None:
+        for part, found in events.items():
+            for text, flags in found.items():
+                if flags.any():
+                    for row, state in flags.reshape(self.num_models, -1).nonzero().tolist():
+                        who = f"state {state}" if flags.shape[-1] == self.model.num_states else "all states"
+                        self.notes[row].setdefault(f"{part}, {who}: {text}", self.num_steps)
+
+    def state(self) -> dict[str, Any]:
+        """All that `load` needs."""
+        return {
+            "parameters": copy.deepcopy(self.model.state_dict()),
+            "losses": self.losses,
+            "notes": self.notes,
+            "running": self.running,
+            "stream": None if self.stream is None else self.stream.state(),
+            "ascent": None if self.ascent is None else self.ascent.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` told."""
+        try:
+            self.model.load_state_dict(state["parameters"])
+        except RuntimeError as error:
+            raise ValueError(f"checkpoint: the saved parameters are of another model: {error}") from error
+        self.losses, self.notes = state["losses"], state["notes"]
+        device = next(iter(self.model.parameters())).device
+        self.running = {
+            name: {key: value.to(device) for key, value in statistics.items()}
+            for name, statistics in state["running"].items()
+        }
+        if self.stream is not None:
+            self.stream.load(state["stream"])
+        if self.ascent is not None:
+            self.ascent.load(state["ascent"])

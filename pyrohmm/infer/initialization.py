@@ -1,0 +1,99 @@
+"""Where a fit begins: emissions from clusters of the observations."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from pyrohmm.data import Sequences
+from pyrohmm.infer.maximization import collect
+from pyrohmm.models import HMM
+from pyrohmm.models.hmm import Potentials
+
+Method = Literal["kmeans", "random"]
+
+# Steps that are clustered; the others are put to the nearest centre.
+_MOST_STEPS = 20_000
+# The part of each step's weight that is spread over all states: a cluster without a symbol must not rule it out.
+_SPREAD = 0.1
+
+
+def initialize(model: HMM, data: Sequences, method: Method = "kmeans", seed: int = 0) -> None:
+    """Set the emission to what clusters of the observations have: one M-step in which each cluster is a state.
+
+    The initial law and the transitions stay as they are.
+
+    Args:
+        model: its emission must have a closed M-step.
+        data: the sequences.
+        method: "kmeans" (k-means++ seeding and 20 of Lloyd's iterations), or "random" (seeding alone), for starts that
+            differ more.
+        seed: of the clustering.
+
+    Raises:
+        ValueError: the emission has no closed M-step, or `method` is another one.
+
+    Reference:
+        Arthur and Vassilvitskii (2007), "k-means++: the advantages of careful seeding".
+
+    Example:
+        >>> from pyrohmm.nn import GaussianEmission
+        >>> model = HMM(GaussianEmission(2, 1))
+        >>> initialize(model, Sequences(torch.tensor([[[0.0], [0.1], [9.0], [9.1]]])))
+        >>> sorted(model.emission.loc.flatten().round().tolist())
+        [0.0, 9.0]
+    """
+    if method not in ("kmeans", "random"):
+        raise ValueError(f"initialization: expected 'kmeans', 'random' or None, got {method!r}")
+    emission = model.emission
+    if not getattr(emission, "closed_form", False):
+        raise ValueError(
+            f"initialization: expected None since {type(emission).__name__} has no closed M-step, got {method!r}"
+        )
+    clusters = _clusters(_features(model, data), model.num_states, 20 if method == "kmeans" else 0, seed)
+    weights = torch.full((clusters.numel(), model.num_states), _SPREAD / model.num_states, dtype=torch.float64)
+    weights[torch.arange(len(clusters)), clusters] += 1 - _SPREAD
+    every = data.x.new_zeros(data.observed.shape + (model.num_states,), dtype=torch.float64)
+    every[data.observed] = weights.to(every.device)
+    emission.maximize(collect(model, ["emission"], data, Potentials(None, None, every))["emission"])
+
+
+def _features(model: HMM, data: Sequences) -> np.ndarray:
+    """Those of the observed steps, (M, F), of unit variance, with the mean at entries that are missing."""
+    features = model.emission.features(data.x[data.observed]).detach().double().cpu()
+    entries = data.entries
+    if entries is not None and features.shape == (len(features), data.event_shape.numel()):
+        seen = entries[data.observed].reshape(features.shape).cpu()
+        mean = torch.where(seen, features, 0.0).sum(0) / seen.sum(0).clamp(min=1)
+        features = torch.where(seen, features, mean)
+    spread = features.std(0, correction=0)
+    return ((features - features.mean(0)) / torch.where(spread > 0, spread, 1.0)).numpy()
+
+
+def _clusters(features: np.ndarray, num_clusters: int, iterations: int, seed: int) -> Tensor:
+    """The cluster of each row."""
+    random = np.random.default_rng(seed)
+    some = features
+    if len(some) > _MOST_STEPS:
+        some = some[random.choice(len(some), _MOST_STEPS, replace=False)]
+    centres = _seeds(some, num_clusters, random)
+    if iterations:
+        # A cluster that loses all its rows keeps its centre.
+        centres, _ = kmeans2(some, centres, iter=iterations, minit="matrix", missing="warn")
+    distances = torch.cdist(torch.from_numpy(features), torch.from_numpy(centres))
+    return distances.argmin(-1)
+
+
+def _seeds(rows: np.ndarray, num_clusters: int, random: np.random.Generator) -> np.ndarray:
+    """Rows that are far from each other: each is drawn with its squared distance to the nearest of those before."""
+    centres = [rows[random.integers(len(rows))]]
+    nearest = ((rows - centres[0]) ** 2).sum(-1)
+    for _ in range(1, num_clusters):
+        total = nearest.sum()
+        # Fewer different rows than clusters: any row will do.
+        chances = nearest / total if total > 0 else None
+        centres.append(rows[random.choice(len(rows), p=chances)])
+        nearest = np.minimum(nearest, ((rows - centres[-1]) ** 2).sum(-1))
+    return np.stack(centres)
