@@ -423,9 +423,9 @@ class _GeneralisedLinear(_OnFeatures):
         previous: Tensor | None = None,
         observed: Tensor | None = None,
     ) -> Statistics:
-        """The first and second derivatives of the expected log-density in the present parameters.
+        """The parabola that stands for the expected log-density about the present parameters; see `TableEmission`.
 
-        See `TableEmission`; sums of several batches are for the same parameters.
+        Its slope is that of the coefficients 0, so that sums taken at different parameters can be added up, too.
 
         Returns:
             "weight" (*lead, K, D), "slope" (*lead, K, D, C + 1), "curvature" (*lead, K, D, C + 1, C + 1).
@@ -437,14 +437,15 @@ class _GeneralisedLinear(_OnFeatures):
         for rows in blocks(len(x), max(weights[..., 0, :].numel() * dim, width * width)):
             f, block = _and_one(known[rows]), x[rows].double().mT
             # (*lead, K, D, steps)
-            mean, curvature = self._mean_and_curvature(coefficients @ f.mT)
+            predictor = coefficients @ f.mT
+            mean, curvature = self._mean_and_curvature(predictor)
             weight = weights[..., rows, :].double().mT.unsqueeze(-2).expand(*weights.shape[:-2], -1, dim, -1)
             if observed is not None:
                 seen = observed[rows].mT
                 block, weight = torch.where(seen, block, 0.0), weight * seen
             products = {
                 "weight": weight.sum(-1),
-                "slope": (weight * (block - mean)) @ f,
+                "slope": (weight * (block - mean + curvature * predictor)) @ f,
                 "curvature": ((weight * curvature) @ _outer(f, f)).unflatten(-1, (width, width)),
             }
             add_up(sums, products)
@@ -453,12 +454,13 @@ class _GeneralisedLinear(_OnFeatures):
     def maximize(self, statistics: Statistics) -> Events:
         """One step uphill of weights and biases, like Newton's; see `TableEmission`."""
         weight, slope, curvature = (statistics[name] for name in ("weight", "slope", "curvature"))
-        curvature, slope = self._with_prior(curvature, slope)
+        coefficients = self._coefficients()
+        curvature, slope = self._with_prior(curvature, slope - _times(curvature, coefficients))
         step = self._step(curvature, slope)
         empty = weight <= LEAST_WEIGHT
         stay = empty | ((step * slope).sum(-1) <= LEAST_GAIN * weight)
         step = step * self._damping(step).unsqueeze(-1)
-        self._move(self._coefficients() + torch.where(stay.unsqueeze(-1), 0.0, step))
+        self._move(coefficients + torch.where(stay.unsqueeze(-1), 0.0, step))
         return {EMPTY: empty.any(-1)}
 
 

@@ -224,6 +224,19 @@ def test_best_parameters_at_infinity_stay_finite(name):
     assert all(parameter.abs().max() < 1e3 for parameter in part.parameters())
 
 
+def test_sums_say_the_same_wherever_the_parameters_are():
+    """As online EM needs it, which mixes those of different steps."""
+    inputs, weights = inputs_and_weights()
+    part = LogisticRegressionEmission(K, D, C).double()
+    x = data_of(copy.deepcopy(part), inputs)
+    statistics = part.expected_statistics(x, weights, inputs)
+    part.maximize(statistics)
+    once = part.weight.clone()
+    data_of(part, inputs)
+    part.maximize(statistics)
+    torch.testing.assert_close(part.weight, once)
+
+
 def test_large_inputs_do_not_overflow():
     inputs, weights = inputs_and_weights()
     part = PoissonRegressionEmission(K, D, C).double()
