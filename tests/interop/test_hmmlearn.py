@@ -1,6 +1,7 @@
 """hmmlearn gives the same numbers: likelihoods, posteriors, paths and steps of EM, on ragged data."""
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -36,8 +37,8 @@ def parameters(name, random):
     return {"means_": 2 * random.normal(size=(K, D)), "covars_": covars}
 
 
-def theirs(name, implementation, start, transition, emission, steps=1):
-    """Without priors, and with all that is drawn at the start given."""
+def theirs(name, implementation, start, transition, emission, steps=1, **priors):
+    """With all that is drawn at the start given, and no other priors than these."""
     options = {
         "n_components": K,
         "init_params": "",
@@ -45,13 +46,17 @@ def theirs(name, implementation, start, transition, emission, steps=1):
         "tol": -np.inf,
         "implementation": implementation,
         "random_state": 0,
+        "covars_prior": 0.0,
+        **priors,
     }
+    if name in ("categorical", "poisson"):
+        del options["covars_prior"]
     if name == "categorical":
         model = hmmlearn.CategoricalHMM(**options, n_features=4)
     elif name == "poisson":
         model = hmmlearn.PoissonHMM(**options)
     else:
-        model = hmmlearn.GaussianHMM(**options, covariance_type=name, covars_prior=0.0)
+        model = hmmlearn.GaussianHMM(**options, covariance_type=name)
         model.n_features = D
     model.startprob_, model.transmat_ = start, transition
     for key, value in emission.items():
@@ -59,16 +64,16 @@ def theirs(name, implementation, start, transition, emission, steps=1):
     return model
 
 
-def ours(name, start, transition, emission):
+def ours(name, start, transition, emission, initial_prior=None, transition_prior=None, prior=None):
     tables = {key: torch.tensor(np.array(value)) for key, value in emission.items()}
     if name == "categorical":
-        part = nn.CategoricalEmission(K, 4).double()
+        part = nn.CategoricalEmission(K, 4, prior=prior)
         values = {"logits": tables["emissionprob_"].log()}
     elif name == "poisson":
-        part = nn.PoissonEmission(K, D).double()
+        part = nn.PoissonEmission(K, D, prior=prior)
         values = {"log_rate": tables["lambdas_"].log()}
     else:
-        part = nn.GaussianEmission(K, D, name).double()
+        part = nn.GaussianEmission(K, D, name, prior=prior)
         values = {"loc": tables["means_"]}
         if name in ("full", "tied"):
             factor = torch.linalg.cholesky(tables["covars_"])
@@ -77,7 +82,7 @@ def ours(name, start, transition, emission):
             values |= {"log_scale": scale.log(), "lower": (factor / scale.unsqueeze(-1))[..., row, column]}
         else:
             values |= {"log_scale": tables["covars_"].sqrt().log()}
-    model = HMM(part).double()
+    model = HMM(part, nn.Initial(K, prior=initial_prior), nn.Transition(K, prior=transition_prior)).double()
     with torch.no_grad():
         model.initial.logits.copy_(torch.tensor(start).log())
         model.transition.logits.copy_(torch.tensor(transition).log())
@@ -151,9 +156,52 @@ def test_em(problem, steps, implementation):
     history = fit_em(model, data, steps=steps, tolerance=0.0, progress=False)
     assert history.num_steps == steps and not history.notes
     np.testing.assert_allclose(-np.array(history.loss) * data.num_observed, their.monitor_.history, rtol=1e-11)
+    same_parameters(name, model, their)
+
+
+def same_parameters(name, model, their):
     for key, value in read(name, model).items():
         expected = getattr(their, key)
         if name == "spherical" and key == "covars_":
             # After a fit they have a column for each dimension.
             expected = their._covars_[:, :, None] * np.eye(D)
         np.testing.assert_allclose(value, expected, rtol=1e-8, atol=1e-10, err_msg=key)
+
+
+# What docs/migration.md says of priors. Not of rates: hmmlearn counts the steps of all states in the M-step of each.
+SCATTER = torch.tensor([[1.5, 0.5], [0.5, 1.0]])
+PRIORS = {
+    "diag": (
+        {"covars_prior": 1.5, "covars_weight": 7.0},
+        nn.NormalInverseGamma(0.5, 2.0, concentration=(7.0 - 4) / 2, rate=1.5 / 2),
+    ),
+    "spherical": (
+        {"covars_prior": 1.5, "covars_weight": 7.0},
+        nn.NormalInverseGamma(0.5, 2.0, concentration=D * (7.0 - 2) / 2 - 1, rate=D * 1.5 / 2),
+    ),
+    "full": (
+        {"covars_prior": SCATTER.numpy(), "covars_weight": 9.0},
+        nn.NormalInverseWishart(0.5, 2.0, degrees=9.0 - 2 * D - 2, scale=SCATTER),
+    ),
+    "tied": (
+        {"covars_prior": SCATTER.numpy(), "covars_weight": 12.0},
+        nn.NormalInverseWishart(0.5, 2.0, degrees=12.0 - 2 * D - 1 - K, scale=SCATTER),
+    ),
+    "categorical": ({"emissionprob_prior": 3.0}, dist.Dirichlet(torch.full((4,), 3.0))),
+}
+
+
+def test_em_with_priors(problem):
+    name, values, X, data = problem
+    if name not in PRIORS:
+        pytest.skip("its priors mean something else")
+    options, prior = PRIORS[name]
+    if "covars_prior" in options:
+        options = {**options, "means_prior": 0.5, "means_weight": 2.0}
+    rows = 1 + np.eye(K)
+    their = theirs(name, "log", *values, steps=10, startprob_prior=1.5, transmat_prior=rows, **options)
+    their.fit(X, LENGTHS)
+    priors = dist.Dirichlet(torch.full((K,), 1.5)), dist.Dirichlet(torch.tensor(rows)), prior
+    model = ours(name, *values, *priors)
+    fit_em(model, data, steps=10, tolerance=0.0, progress=False)
+    same_parameters(name, model, their)
