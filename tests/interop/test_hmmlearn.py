@@ -7,6 +7,7 @@ import torch
 
 from pyrohmm import fit_em, nn, ops
 from pyrohmm.data import Sequences
+from pyrohmm.infer import criteria
 from pyrohmm.models import HMM
 
 hmmlearn = pytest.importorskip("hmmlearn.hmm")
@@ -141,6 +142,8 @@ def test_inference(problem, implementation):
         best = ops.viterbi(*potentials, lengths=data.lengths)
         log_likelihood, posteriors = their.score_samples(X, LENGTHS)
         assert model.log_prob(data).sum().item() == pytest.approx(log_likelihood, rel=1e-12)
+    found = criteria(model, data)
+    assert (found.aic, found.bic) == pytest.approx((their.aic(X, LENGTHS), their.bic(X, LENGTHS)), rel=1e-12)
     np.testing.assert_allclose(marginals, posteriors, rtol=0, atol=1e-12)
     log_prob, states = their.decode(X, LENGTHS)
     np.testing.assert_array_equal(best.states[data.valid], states)
