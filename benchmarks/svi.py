@@ -2,19 +2,20 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.util import zero_grads
 from torch import Tensor
 
 import pyrohmm
 from benchmarks.problem import Job
 from pyrohmm import data, models, nn
+from pyrohmm.infer.elbo import UnreadELBO
+from pyrohmm.infer.optimizer import ClippedAdam
 
 
 class Size(NamedTuple):
@@ -108,7 +109,10 @@ def step(program, guide, elbo, x) -> Job:
 
 
 def prepare_unread_steps(size: Size, device: torch.device | str = "cpu") -> dict[str, Callable[[], Tensor]]:
-    """Our steps again, but the loss, which they return, stays on the device: `SVI.step` waits for it as a number."""
+    """Our steps again, as `fit_svi` makes them: the loss, which they return, stays on the device.
+
+    `SVI.step` waits for it as a number.
+    """
     program = Tones(size, device=device)
     model = program.ready_model()
     return {
@@ -118,17 +122,11 @@ def prepare_unread_steps(size: Size, device: torch.device | str = "cpu") -> dict
 
 
 def unread_step(program, x) -> Callable[[], Tensor]:
-    """What `SVI.step` does with `Trace_ELBO` and `no_guide`, but for reading the loss."""
-    optimizer = pyro.optim.Adam({"lr": 0.0})
-
-    def run() -> Tensor:
-        trace = poutine.trace(program).get_trace(x)
-        loss = -trace.log_prob_sum()
-        loss.backward()
-        sites = (site for site in trace.nodes.values() if site["type"] == "param")
-        parameters = {site["value"].unconstrained() for site in sites}
-        optimizer(parameters)
-        zero_grads(parameters)
-        return loss.detach()
-
-    return run
+    """One step of `fit_svi`, without its minibatches."""
+    elbo = UnreadELBO()
+    with poutine.trace(param_only=True) as capture:
+        elbo.loss(program, no_guide, x)
+    sites: dict[str, Any] = dict(capture.trace.nodes)
+    parameters = {name: site["value"].unconstrained() for name, site in sites.items()}
+    adam = ClippedAdam(parameters, learning_rate=0.0, clip_norm=10.0)
+    return lambda: adam.step(elbo.loss_and_grads(program, no_guide, x)).numbers[0]

@@ -302,7 +302,7 @@ class HiddenMarkovModel(TorchDistribution):
         filtered = self.filter(value, mask).log_probs
         lengths = self.prior.lengths
         if lengths is None:
-            lengths = torch.tensor(filtered.shape[-2], device=filtered.device)
+            lengths = torch.full((), filtered.shape[-2], device=filtered.device)
         # The last valid row of each; the one put in front is only there for length 0.
         rows = torch.nn.functional.pad(filtered, (0, 0, 1, 0))
         index = lengths.expand(rows.shape[:-2])[..., None, None].expand(*rows.shape[:-2], 1, rows.shape[-1])

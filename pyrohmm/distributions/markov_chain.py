@@ -221,7 +221,7 @@ class MarkovChain(TorchDistribution):
                 path = value.expand(*bad.shape, -1)[index].tolist()
                 raise ValueError(f"value: expected states in 0..{self.num_states - 1}, got {path} at index {index}")
         states = value.long().clamp(0, self.num_states - 1)
-        lengths = torch.tensor(num_steps, device=value.device) if self.lengths is None else self.lengths
+        lengths = torch.full((), num_steps, device=value.device) if self.lengths is None else self.lengths
         valid = valid_steps(lengths, num_steps)
         pairs = states[..., :-1] * self.num_states + states[..., 1:]
         log_prob = (
@@ -377,7 +377,7 @@ def _kl_markov_chain(q: MarkovChain, p: MarkovChain) -> Tensor:
             f"got {q.num_states} states in {tuple(q.event_shape)} and {p.num_states} states in {tuple(p.event_shape)}"
         )
     ((_, num_steps),) = sizes
-    every = torch.tensor(num_steps, device=q.initial_logits.device)
+    every = torch.full((), num_steps, device=q.initial_logits.device)
     lengths = [every if chain.lengths is None else chain.lengths for chain in told]
     if (lengths[0] != lengths[-1]).any():
         raise ValueError("kl_divergence: expected chains of the same lengths")

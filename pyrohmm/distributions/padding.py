@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def waits(tensor: Tensor) -> bool:
+    """Whether to ask for a number of a tensor is to wait for its device: everywhere but on the CPU."""
+    return tensor.device.type != "cpu"
+
+
 def fill_unread(value: Tensor, read: Tensor, fn: torch.distributions.Distribution) -> Tensor:
     """Put a harmless value, taken from elsewhere in the data, where an observation must not be read.
 
@@ -29,15 +34,16 @@ def fill_unread(value: Tensor, read: Tensor, fn: torch.distributions.Distributio
     batch, event = value.shape[: value.dim() - event_dim], value.shape[value.dim() - event_dim :]
     batch = torch.broadcast_shapes(batch, read.shape)
     value, read = value.expand(batch + event), read.expand(batch)
-    # Elsewhere than on the CPU, to ask is to wait for the device.
-    ask = value.device.type == "cpu"
+    ask = not waits(value)
     if value.numel() == 0 or (ask and read.all()):
         return value
-    # argmax of the mask is its first True.
-    filler = value.reshape(-1, *event)[read.reshape(-1).int().argmax()]
+    # argmax of the mask is its first True. Not as an index, which would be read.
+    first = read.reshape(-1).int().argmax()
+    filler = value.reshape(-1, *event).index_select(0, first.unsqueeze(0)).squeeze(0)
     if not (ask and read.any()):
         # If there is no data at all, the distribution itself knows a value of its support.
-        filler = torch.where(read.any(), filler, fn.sample().reshape(-1, *event)[0].to(value.dtype))
+        own = fn.sample() if ask else _typical(fn)
+        filler = torch.where(read.any(), filler, own.reshape(-1, *event)[0].to(value.dtype))
     filled = torch.where(read[(..., *(None,) * event_dim)], value, filler)
     support = fn.support if fn._validate_args else None  # what validation would refuse
     if support is None:
@@ -46,3 +52,14 @@ def fill_unread(value: Tensor, read: Tensor, fn: torch.distributions.Distributio
     # An entry stands for all that the distribution scores it against, such as the values of an enumerated state.
     refused = refused.int().sum_to_size(batch) > 0
     return torch.where(refused[(..., *(None,) * event_dim)], value, filled)
+
+
+def _typical(fn: torch.distributions.Distribution) -> Tensor:
+    """Values in the support, not drawn: to draw a normal number, torch looks at the parameters and so waits."""
+    with torch.no_grad():
+        try:
+            # A distribution of symbols has no mean, nor have some on the real line: zero is as good as any.
+            mean = fn.mean.nan_to_num(0.0)
+            return mean.floor() if getattr(fn.support, "is_discrete", False) else mean
+        except NotImplementedError:
+            return fn.sample()

@@ -18,7 +18,7 @@ from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyrohmm.infer.common import check_counts, check_positive, check_sequences, mode
 from pyrohmm.infer.expectation import Assignment, expect
 from pyrohmm.infer.history import History
-from pyrohmm.infer.initialization import Method, initialize
+from pyrohmm.infer.initialization import Method, initialize, redraw
 from pyrohmm.infer.maximization import PARTS, GradientAscent, accumulate, closed_parts, collect, maximize
 from pyrohmm.infer.minibatches import Minibatches
 from pyrohmm.infer.side_by_side import can_stack, stack, unstack
@@ -68,9 +68,10 @@ def fit_em(
             times, such as a list of files that are read in turn.
         steps: the largest number of steps, each through all data (with `step_size`, on one minibatch).
         tolerance: the fit ends once a step changes the objective by less than this, in nats for each observed time
-            step. Not looked at with `step_size`.
+            step; 0 for all steps, whatever they change. Not looked at with `step_size`.
         restarts: number of fits from different starts, of which the best is kept. Models of tables are fitted side by
-            side, as one. With `initialization` None the first start is the model as it is, the others are "random".
+            side, as one. With `initialization` None the first start is the model as it is; in the others emissions are
+            "random", and networks drawn anew.
         initialization: how emissions are set at the start, see `pyrohmm.infer.initialize`: "kmeans", "random", or None
             to start from the model's parameters.
         assignment: "soft" for EM; "hard" for Viterbi training, which takes the best path for certain (and maximises
@@ -211,9 +212,10 @@ def _starts(model: HMM, data: Any, restarts: int, initialization: Method | None,
                     data.x[data.observed], None if data.entries is None else data.entries[data.observed]
                 )
         for i, some in enumerate(models):
-            method = initialization if initialization is not None or i == 0 else "random"
-            if method is not None:
-                initialize(some, data, method, seed + i)
+            if initialization is not None:
+                initialize(some, data, initialization, seed + i)
+            elif i > 0:
+                redraw(some, data, seed + i)
     return models
 
 
@@ -253,7 +255,8 @@ class _Fit:
         learning_rate: float,
         seed: int,
     ):
-        self.model, self.data, self.assignment = model, data, assignment
+        self.model, self.data = model, data
+        self.assignment: Assignment = assignment
         self.batch_size, self.step_size, self.tolerance = batch_size, step_size, tolerance
         self.closed = closed_parts(model)
         rest = [name for name in PARTS if name not in self.closed]
@@ -281,7 +284,7 @@ class _Fit:
     @property
     def converged(self) -> bool:
         """Whether the last step changed no loss by the tolerance."""
-        if self.step_size is not None or self.num_steps < 2:
+        if self.step_size is not None or self.tolerance == 0 or self.num_steps < 2:
             return False
         # A restart that found a sequence impossible has no finite loss, and goes nowhere.
         return not any(loss[-2] - loss[-1] >= self.tolerance for loss in self.losses)
@@ -327,7 +330,7 @@ class _Fit:
         value, weights = self._expect(batch)
         prior = self.model.log_prior().detach().double()
         found = collect(self.model, self.closed, batch, weights)
-        size = self.step_size(self.num_steps + 1) if callable(self.step_size) else self.step_size
+        size: Any = self.step_size(self.num_steps + 1) if callable(self.step_size) else self.step_size
         if not 0 < size <= 1:
             raise ValueError(f"step_size: expected a number in (0, 1] at step {self.num_steps + 1}, got {size!r}")
         for name, statistics in found.items():

@@ -63,7 +63,7 @@ def path_potential(potentials: Potentials, states: Tensor) -> Tensor:
     states = states.expand(*shape, -1)
     valid, index = states >= 0, states.clamp(min=0)
     # Indices into what is there, not into what it would be expanded to: the gradient has the same size.
-    first = initial[_places(initial, 1, shape), index[..., 0]] if initial.dim() > 1 else initial[index[..., 0]]
+    first = initial[(*_places(initial, 1, shape), index[..., 0])]
     pairs = index[..., :-1], index[..., 1:]
     moves = transition[(*_places(transition, 2, pairs[0].shape), *pairs)]
     seen = observation.expand(*shape, *observation.shape[-2:]).gather(-1, index.unsqueeze(-1)).squeeze(-1)

@@ -8,9 +8,10 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from pyrohmm.data import Sequences
-from pyrohmm.infer.maximization import collect
+from pyrohmm.infer.maximization import PARTS, closed_parts, collect
 from pyrohmm.models import HMM
 from pyrohmm.models.hmm import Potentials
+from pyrohmm.models.isolation import seeded
 
 Method = Literal["kmeans", "random"]
 
@@ -58,6 +59,29 @@ def initialize(model: HMM, data: Sequences, method: Method = "kmeans", seed: int
     every = data.x.new_zeros(data.observed.shape + (model.num_states,), dtype=torch.float64)
     every[data.observed] = weights.to(every.device)
     emission.maximize(collect(model, ["emission"], data, Potentials(None, None, every))["emission"])
+
+
+def redraw(model: HMM, data: Sequences, seed: int) -> None:
+    """Another start: a "random" emission, and parts without a closed M-step drawn anew.
+
+    Layers are drawn as torch draws them, other parameters get standard normal noise of half the size.
+    """
+    closed = closed_parts(model)
+    if "emission" in closed:
+        initialize(model, data, "random", seed)
+    with seeded(seed, data.x.device), torch.no_grad():
+        for name in PARTS:
+            if name in closed:
+                continue
+            for module in getattr(model, name).modules():
+                own = list(module.parameters(recurse=False))
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset) and all(parameter.requires_grad for parameter in own):
+                    reset()
+                    continue
+                for parameter in own:
+                    if parameter.requires_grad:
+                        parameter.add_(0.5 * torch.randn_like(parameter))
 
 
 def _features(model: HMM, data: Sequences) -> np.ndarray:

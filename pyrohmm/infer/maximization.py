@@ -17,7 +17,7 @@ PARTS = ("initial", "transition", "emission")
 
 def closed_parts(model: HMM) -> list[str]:
     """The names of the parts that have a closed M-step and share no parameter with one that has none."""
-    parts = dict(zip(PARTS, model.parts, strict=True))
+    parts: dict[str, Any] = dict(zip(PARTS, model.parts, strict=True))
     closed = [name for name, part in parts.items() if isinstance(part, Part) and part.closed_form]
     others = {id(p) for name, part in parts.items() if name not in closed for p in part.parameters()}
     return [name for name in closed if not any(id(p) in others for p in parts[name].parameters())]

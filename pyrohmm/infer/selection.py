@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 from pyrohmm import ops
 from pyrohmm.data import Sequences
 from pyrohmm.infer.common import check_sequences
+from pyrohmm.infer.em import fit_em
 from pyrohmm.models import HMM
 from pyrohmm.models.isolation import seeded
 
@@ -183,7 +185,7 @@ def select_states(
     num_states: Iterable[int],
     data: Sequences,
     *,
-    fit: Callable[[HMM, Sequences], Any],
+    fit: Callable[[HMM, Sequences], Any] | None = None,
     criterion: Criterion = "bic",
     validation: Sequences | None = None,
     folds: int | None = None,
@@ -203,6 +205,7 @@ def select_states(
         num_states: the K to try, each at least 1.
         data: the sequences.
         fit: fits a model to sequences in place, e.g. `lambda model, data: pyrohmm.fit_svi(model, data, steps=500)`.
+            Default: `fit_em` with 5 restarts.
         criterion: "aic", "bic" or "heldout". Of equals the smallest number of states is chosen.
         validation: held-out sequences; either these or folds.
         folds: number of folds of a cross-validation, from 2 to N.
@@ -220,16 +223,9 @@ def select_states(
         Celeux and Durand (2008), "Selecting hidden Markov model state number with cross-validated likelihood".
 
     Example:
-        >>> from pyrohmm.infer import fit_svi
         >>> from pyrohmm.nn import CategoricalEmission
         >>> data = Sequences.from_list([[0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]] * 5)
-        >>> found = select_states(
-        ...     lambda k: HMM(CategoricalEmission(k, 2)),
-        ...     [1, 2],
-        ...     data,
-        ...     fit=lambda model, data: fit_svi(model, data, steps=100, learning_rate=0.1, progress=False),
-        ...     progress=False,
-        ... )
+        >>> found = select_states(lambda k: HMM(CategoricalEmission(k, 2)), [1, 2], data, progress=False)
         >>> found.best.num_states, [row.num_parameters for row in found.rows]
         (2, [1, 5])
     """
@@ -239,6 +235,8 @@ def select_states(
             raise ValueError(f"num_states: expected ints of at least 1, got {size!r}")
     if not sizes:
         raise ValueError("num_states: expected at least one, got none")
+    if fit is None:
+        fit = partial(fit_em, restarts=5, seed=seed, progress=False)
     for name, function in (("build", build), ("fit", fit)):
         if not callable(function):
             raise TypeError(f"{name}: expected a function, got {type(function).__name__}")

@@ -1,26 +1,29 @@
 """Fitting by stochastic variational inference."""
 
+import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, SVI, Trace_ELBO
-from torch import nn
+from pyro.infer import ELBO
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyrohmm.data import Sequences
 from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyrohmm.infer.common import check_counts, check_positive, check_sequences, mode, modules
+from pyrohmm.infer.elbo import UnreadELBO
 from pyrohmm.infer.history import History
 from pyrohmm.infer.minibatches import Minibatches
-from pyrohmm.infer.optimizer import ClippedAdam, Schedule
+from pyrohmm.infer.optimizer import ClippedAdam, Schedule, Step
 from pyrohmm.infer.parameters import Parameters
 from pyrohmm.models.isolation import own_parameters, random_state, seeded, set_random_state
 
@@ -59,6 +62,11 @@ def fit_svi(
 
     Ctrl-C ends the fit as if its steps were done: what was learned is kept, and the checkpoint written.
 
+    On a GPU a step does not wait for the device, so that the program runs ahead of it: losses are looked at every
+    few steps only, before an evaluation or a checkpoint, and at the end; the lengths of minibatches once an epoch. This
+    needs Pyro's validation off (`pyro.enable_validation(False)`), the default loss, and a guide whose sites are
+    reparameterised.
+
     Args:
         model: a Pyro program of `Sequences`, e.g. `pyrohmm.models.HMM`; or an object with `.model` and `.guide`.
         data: the sequences.
@@ -74,7 +82,7 @@ def fit_svi(
         evaluate_every: steps between evaluations; there is one after the last step too.
         patience: stop after so many evaluations that were not better than the best one.
         num_particles: draws from the guide for each estimate, with the default loss.
-        loss: another ELBO of Pyro, e.g. `TraceEnum_ELBO()`. Default: `Trace_ELBO`.
+        loss: an ELBO of Pyro, e.g. `TraceEnum_ELBO()`. Default: that of `Trace_ELBO`.
         seed: of the minibatches and of all draws. The same seed gives the same numbers.
         checkpoint: a file. If it exists, the fit goes on from there, to the same numbers as if it had not stopped.
             It is written every so often and at the end. `steps` may be raised to go on with a finished fit.
@@ -87,7 +95,8 @@ def fit_svi(
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, nothing is observed or trainable, or
             the checkpoint does not belong to this fit.
-        FloatingPointError: the loss or its gradient is not finite. The parameters are those before that step.
+        FloatingPointError: the loss or its gradient is not finite. The parameters are those before that step, also
+            where the loss is looked at some steps later.
 
     Example:
         >>> from pyrohmm.models import HMM
@@ -129,7 +138,7 @@ def fit_svi(
         raise TypeError(f"guide: expected a Pyro program, got {type(guide).__name__}")
 
     roots = modules(program, guide)
-    elbo = Trace_ELBO(num_particles=num_particles) if loss is None else loss
+    elbo = UnreadELBO(num_particles=num_particles) if loss is None else loss
     settings = {
         "seed": seed,
         "batch_size": batch_size,
@@ -141,27 +150,29 @@ def fit_svi(
         "num_sequences": len(data),
         "num_observed": data.num_observed,
     }
-    frozen = [parameter for root in roots for parameter in root.parameters() if not parameter.requires_grad]
-    adam = ClippedAdam(learning_rate, schedule, steps=steps, clip_norm=clip_norm, frozen=frozen)
+    optimizer = functools.partial(
+        ClippedAdam, learning_rate=learning_rate, schedule=schedule, steps=steps, clip_norm=clip_norm
+    )
     with own_parameters(*roots), mode(roots, training=True):
-        fit = _Fit(program, guide, roots, data, validation, adam, elbo, batch_size, seed)
+        fit = _Fit(program, guide, roots, data, validation, optimizer, elbo, batch_size, seed)
         with seeded(seed, data.x.device), fit.own_gradients():
             if path is not None and path.exists():
                 fit.load(load_checkpoint(path, settings))
             history, began = fit.history, time.perf_counter() - fit.history.seconds
 
             def save() -> None:
+                fit.read()
                 history.seconds = time.perf_counter() - began
                 if path is not None and (state := fit.state()) is not None:
                     save_checkpoint(path, state, settings)
 
             history.stop_reason = "finished"
-            with tqdm(total=steps, initial=history.num_steps, desc="SVI", disable=not progress) as bar:
+            with tqdm(total=steps, initial=fit.num_steps, desc="SVI", disable=not progress) as bar:
                 try:
                     while True:
-                        if history.num_steps % evaluate_every == 0 or history.num_steps >= steps:
+                        if fit.num_steps % evaluate_every == 0 or fit.num_steps >= steps:
                             fit.evaluate()
-                        if history.num_steps >= steps:
+                        if fit.num_steps >= steps:
                             break
                         if patience is not None and history.evaluations_since_best >= patience:
                             history.stop_reason = "patience"
@@ -169,7 +180,7 @@ def fit_svi(
                         fit.step()
                         bar.set_postfix(fit.progress(), refresh=False)
                         bar.update()
-                        if history.num_steps % checkpoint_every == 0:
+                        if path is not None and fit.num_steps % checkpoint_every == 0:
                             save()
                 except KeyboardInterrupt:
                     history.stop_reason = "interrupted"
@@ -180,7 +191,10 @@ def fit_svi(
 
 
 class _Fit:
-    """A fit: what it changes and remembers, and how it makes a step."""
+    """A fit: what it changes and remembers, and how it makes a step.
+
+    A step asks the device for no number. `read` does, for all steps since it was called last.
+    """
 
     def __init__(
         self,
@@ -189,26 +203,27 @@ class _Fit:
         modules: Sequence[nn.Module],
         data: Sequences,
         validation: Sequences | None,
-        adam: ClippedAdam,
+        optimizer: Callable[[Mapping[str, Tensor]], ClippedAdam],
         elbo: ELBO,
         batch_size: int | None,
         seed: int,
     ):
         self.programs = program, guide
-        self.modules, self.validation, self.adam, self.seed = modules, validation, adam, seed
+        self.modules, self.validation, self.seed = modules, validation, seed
         self.elbo: Any = elbo  # its type does not tell of the methods that all its kinds have
         self.device = data.x.device
+        self.read_every = _read_every(self.device)
         self.batches = Minibatches(data, batch_size, seed)
         self.history = History()
         self.best: dict[str, Any] | None = None
+        self._unread: list[Step] = []
         self._first_step = 0
         # The last place between two steps, where a fit can be taken up again: it must not change with a broken step.
         self._place: tuple[int, dict[str, Any]] | None = None
         scale = len(data) / (data.num_total * data.num_observed)
-        scaled_program, scaled_guide = (poutine.scale(fn, scale) for fn in self.programs)
-        self._svi: Any = SVI(
-            scaled_program, scaled_guide, adam, loss=self.elbo.loss, loss_and_grads=self._loss_and_grads
-        )
+        self._scaled = [poutine.scale(fn, scale) for fn in self.programs]
+        self._found: dict[str, Tensor] = {}
+        self._frozen = {p for module in modules for p in module.parameters() if not p.requires_grad}
 
         for module in modules:
             for parameter in module.parameters():
@@ -217,40 +232,68 @@ class _Fit:
         # One run first, for what only a run makes or finds out: parameters of guides, the plates that a loss asks for.
         with self._evaluating(), poutine.trace(param_only=True) as capture:
             self.elbo.loss(*self.programs, data[:batch_size].trim())
-        sites: dict[str, Any] = dict(capture.trace.nodes)
-        found = {name: site["value"].unconstrained() for name, site in sites.items()}
-        self.trained = [parameter for parameter in found.values() if parameter not in adam.frozen]
-        if not self.trained:
+        trained = self._trainable(capture.trace)
+        if not trained:
             raise ValueError("model: expected at least one trainable parameter, got none")
-        self.parameters = Parameters(modules, found)
+        self.parameters = Parameters(modules, self._found)
+        self.adam = optimizer(trained)
+
+    def _trainable(self, trace: poutine.Trace) -> dict[str, Tensor]:
+        """The parameters to be trained that a run met, and no run before it."""
+        sites: dict[str, Any] = {name: site for name, site in trace.nodes.items() if name not in self._found}
+        found = {name: site["value"].unconstrained() for name, site in sites.items()}
+        self._found |= found
+        for parameter in self._frozen.intersection(found.values()):
+            # Pyro asks for the gradient of every parameter that it meets.
+            parameter.requires_grad_(False)
+        return {name: parameter for name, parameter in found.items() if parameter not in self._frozen}
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps done, whether or not they were read."""
+        return self.history.num_steps + len(self._unread)
 
     def step(self) -> None:
         """Make a step on the next minibatch."""
-        try:
-            loss = self._svi.step(next(self.batches))
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"step {self.history.num_steps + 1}: {error}. The parameters are those before this step. Try a smaller "
-                "learning_rate or clip_norm; scale the data; check that no sequence is impossible under the model "
-                "(a mask of states or edges, labels, values outside of the emission's support)"
-            ) from error
-        learning_rate = self.adam.learning_rate
-        self.adam.step()
-        self.history.learning_rate.append(learning_rate)
-        self.history.loss.append(float(loss))
-        self._place = self.history.num_steps, self._here()
+        batch = next(self.batches)
+        with poutine.trace(param_only=True) as capture:
+            loss = self.elbo.loss_and_grads(*self._scaled, batch)
+        if late := self._trainable(capture.trace):
+            self.adam.add(late)
+        self._unread.append(self.adam.step(loss))
+        self._place = self.num_steps, self._here()
+        if len(self._unread) >= self.read_every:
+            self.read()
 
-    def _loss_and_grads(self, program: Program, guide: Program, data: Sequences) -> float:
-        loss = self.elbo.loss_and_grads(program, guide, data)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss}")
-        return loss
+    def read(self) -> None:
+        """Put the steps that nobody looked at yet into the history.
+
+        Raises:
+            FloatingPointError: the loss or the gradient of one of them was not finite.
+        """
+        if not self._unread:
+            return
+        steps, self._unread = self._unread, []
+        numbers = iter(torch.cat([step.numbers for step in steps]).tolist())
+        for step in steps:
+            loss, *norms = islice(numbers, 1 + len(step.names))
+            bad = [name for name, norm in zip(step.names, norms, strict=True) if not math.isfinite(norm)]
+            if bad or not math.isfinite(loss):
+                what = f"the gradient is not finite, in {bad}" if math.isfinite(loss) else f"the loss is {loss}"
+                raise FloatingPointError(
+                    f"step {self.history.num_steps + 1}: {what}. The parameters are those before this step. Try a "
+                    "smaller learning_rate or clip_norm; scale the data; check that no sequence is impossible under "
+                    "the model (a mask of states or edges, labels, values outside of the emission's support)"
+                )
+            self.history.learning_rate.append(step.learning_rate)
+            self.history.loss.append(loss)
 
     def evaluate(self) -> None:
         """Evaluate the held-out data, once after a step, and keep the parameters if they are the best so far."""
         history, data = self.history, self.validation
-        if data is None or history.num_steps in (0, *history.evaluated[-1:]):
+        if data is None or self.num_steps in (0, *history.evaluated[-1:]):
             return
+        self.read()
         with self._evaluating():
             batches = data.batches(self.batches.batch_size or len(data))
             # The loss of a minibatch is an estimate for the whole set that it is from.
@@ -271,19 +314,17 @@ class _Fit:
     def own_gradients(self) -> Iterator[None]:
         """Gradients that were there before would be added to the first step's; those of the last step are garbage."""
         try:
-            for parameter in self.trained:
+            for parameter in self._found.values():
                 parameter.grad = None
             yield
         finally:
-            for parameter in self.trained:
+            for parameter in self._found.values():
                 parameter.grad = None
 
     def progress(self) -> dict[str, str]:
         """What the progress bar shows."""
-        shown = {"loss": self.history.loss[-1]}
-        if self.history.validation:
-            shown["validation"] = self.history.validation[-1]
-        return {name: f"{value:.4f}" for name, value in shown.items()}
+        read = {"loss": self.history.loss, "validation": self.history.validation}
+        return {name: f"{values[-1]:.4f}" for name, values in read.items() if values}
 
     def _here(self) -> dict[str, Any]:
         return {"batches": self.batches.state(), "random": random_state(self.device)}
@@ -295,7 +336,7 @@ class _Fit:
         return {
             "parameters": self.parameters.state(),
             "best": self.best,
-            "optimizer": self.adam.get_state(),
+            "optimizer": self.adam.state(),
             "history": asdict(self.history),
             **self._place[1],
         }
@@ -304,11 +345,16 @@ class _Fit:
         """Go back to what `state` told."""
         self.parameters.load(state["parameters"])
         self.best = state["best"]
-        self.adam.set_state(state["optimizer"])
+        self.adam.load(state["optimizer"])
         self.history = History(**state["history"])
         self._first_step = self.history.num_steps
         self.batches.load(state["batches"])
         set_random_state(self.device, state["random"])
+
+
+def _read_every(device: torch.device) -> int:
+    # Elsewhere than on the CPU, to read is to wait for the device.
+    return 1 if device.type == "cpu" else 20
 
 
 def _empty_guide(data: Sequences) -> None:

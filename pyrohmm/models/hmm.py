@@ -10,12 +10,14 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer.util import is_validation_enabled
 from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
 from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain, statewise
+from pyrohmm.distributions.padding import waits
 from pyrohmm.models.alignment import match_states, overlap
 from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
@@ -127,7 +129,8 @@ class HMM(PyroModule):
             vectorized: False for the plain sequential program, with sites z_0, x_0, ..., for `TraceEnum_ELBO`.
 
         Raises:
-            ValueError: x does not have the emission's event shape, or a label (if used) is no state.
+            ValueError: x does not have the emission's event shape, or a label (if used) is no state. On a GPU labels
+                are looked at only where Pyro's validation is on.
         """
         self._check(data)
         self._sample_priors()
@@ -530,7 +533,9 @@ class HMM(PyroModule):
         allowed = data.allowed
         if allowed is not None and allowed.shape[-1] != self.num_states:
             raise ValueError(f"data: expected allowed of shape (N, T, {self.num_states}), got {tuple(allowed.shape)}")
-        if self.use_labels and data.labels is not None and (largest := int(data.labels.max())) >= self.num_states:
+        if not self.use_labels or data.labels is None or (waits(data.labels) and not is_validation_enabled()):
+            return  # a label that is no state leaves none, and the sequence is then impossible
+        if (largest := int(data.labels.max())) >= self.num_states:
             raise ValueError(f"data: expected labels below {self.num_states}, the number of states, got {largest}")
 
 

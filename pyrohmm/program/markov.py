@@ -183,7 +183,8 @@ def previous(
     axis %= value.dim()
     start, stop = t.start - lag, t.stop - lag
     source = value.narrow(axis, max(start, 0), max(stop, 0) - max(start, 0))
-    fill = torch.as_tensor(initial, dtype=value.dtype, device=value.device)
+    # A number is not copied to a GPU, which would wait for it, but filled in there.
+    fill = initial.to(value) if isinstance(initial, Tensor) else value.new_full((), initial)
     if loop.lengths is not None:
         # Padding may hold anything; a network must not see it.
         read = valid_steps(loop.lengths, loop.num_steps)[..., max(start, 0) : max(stop, 0)]

@@ -214,12 +214,18 @@ def _state_plates(terms: Sequence[Term]) -> frozenset[int]:
 def _common_scale(terms: Sequence[Term]) -> float | Tensor:
     scale = terms[0].scale
     for term in terms[1:]:
-        if term.scale is not scale and not torch.equal(torch.as_tensor(term.scale), torch.as_tensor(scale)):
+        if term.scale is not scale and not _equal(term.scale, scale):
             raise ValueError(
                 f"sites of one loop must share a scale (poutine.scale, subsampling plates in the body): "
                 f"{terms[0].site!r} has {scale}, {term.site!r} has {term.scale}"
             )
     return scale
+
+
+def _equal(a: float | Tensor, b: float | Tensor) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    return a == b
 
 
 def _strip(value: Tensor, trailing: int) -> Tensor:

@@ -122,6 +122,36 @@ class TestFromList:
         assert (data.x[~data.mask] == 0).all()
         assert (data.x[data.mask] != 0).all()
 
+    def test_missing_entries(self):
+        data = Sequences.from_list([[[1.0, NAN], [3.0, 4.0]], [[NAN, NAN]]], mask="nan")
+        assert data.mask.tolist() == [[[True, False], [True, True]], [[False, False], [False, False]]]
+        assert data.x.tolist() == [[[1.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]]
+        assert data.observed.tolist() == [[True, True], [False, False]]
+        assert data.num_observed == 2
+        assert torch.equal(data.entries, data.mask)
+        assert torch.equal(data[0].trim().entries, data.mask[:1])
+        # Steps in some sequences, entries in others.
+        both = Sequences.from_list([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]]], mask=[[True, False], [[False, True]]])
+        assert both.mask.tolist() == [[[True, True], [False, False]], [[False, True], [False, False]]]
+        whole = Sequences.from_list([[1.0, NAN]], mask="nan")
+        assert whole.mask.tolist() == [[True, False]] and whole.entries is None
+        with pytest.raises(ValueError, match="mask must be arrays of bools, 'nan' or None, got 'no'"):
+            Sequences.from_list([[1.0]], mask="no")
+
+    def test_allowed_states(self):
+        allowed = [[[True, False], [True, True]], [[False, True]]]
+        data = Sequences.from_list([[1.0, 2.0], [3.0]], allowed=allowed)
+        assert data.allowed.tolist() == [[[True, False], [True, True]], [[False, True], [True, True]]]
+        assert "allowed" in repr(data)
+        assert data[1:].trim().allowed.tolist() == [[[False, True]]]
+        x = torch.zeros(1, 2)
+        with pytest.raises(ValueError, match="allowed must leave a state at every step, got none at sequence 0"):
+            Sequences(x, allowed=torch.tensor([[[True, True], [False, False]]]))
+        with pytest.raises(ValueError, match=r"allowed must have shape \(1, 2, K\) with K >= 1, got \(1, 3, 2\)"):
+            Sequences(x, allowed=torch.ones(1, 3, 2) > 0)
+        with pytest.raises(TypeError, match="allowed must be bool"):
+            Sequences(x, allowed=torch.ones(1, 2, 2))
+
     def test_missing_labels_and_masks_of_single_sequences(self):
         data = Sequences.from_list(
             [[1, 2], [3, 4]], labels=[None, np.uint8([1, 0])], mask=[np.array([True, False]), None]

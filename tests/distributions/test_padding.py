@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nan
 
+from pyrohmm.distributions import padding
 from pyrohmm.distributions.padding import fill_unread
 
 
@@ -34,16 +35,25 @@ def test_mask_and_value_broadcast():
     assert filled.tolist() == [[4.0, 4.0, 6.0], [4.0, 5.0, 6.0]]
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize(
     ("fn", "value"),
     [
+        (dist.Normal(torch.zeros(3), 1.0), torch.full((3,), nan)),
+        (dist.Cauchy(torch.zeros(3), 1.0), torch.full((3,), nan)),
+        (dist.LogNormal(torch.zeros(3), 1.0), torch.full((3,), nan)),
+        (dist.MultivariateNormal(torch.zeros(3, 2), torch.eye(2)), torch.full((3, 2), nan)),
+        (dist.AffineBeta(torch.ones(3), 2.0, 5.0, 1.0), torch.full((3,), nan)),
+        (dist.Poisson(torch.full((3,), 2.5)), torch.full((3,), -1.0)),
+        (dist.Binomial(torch.full((3,), 7.0), 0.5), torch.full((3,), nan)),
         (dist.Gamma(torch.ones(3), 1.0), torch.full((3,), nan)),
         (dist.Categorical(torch.ones(4)), torch.tensor([-1, -1, -1])),
         (dist.Dirichlet(torch.ones(2)), torch.full((3, 2), nan)),
         (dist.Bernoulli(torch.full((3, 2), 0.5)).to_event(1), torch.full((3, 2), nan)),
     ],
 )
-def test_without_any_data_the_support_gives_a_value(fn, value):
+def test_without_any_data_the_support_gives_a_value(fn, value, waits, monkeypatch):
+    monkeypatch.setattr(padding, "waits", lambda tensor: waits)
     filled = fill_unread(value, torch.zeros(3, dtype=torch.bool), fn)
     assert filled.dtype == value.dtype
     assert filled.shape == value.shape

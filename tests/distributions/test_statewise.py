@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from pyrohmm.distributions import padding as padding_module
 from pyrohmm.distributions import statewise
 
 NAN = math.nan
@@ -69,9 +70,17 @@ def value_and_gradients(log_prob, *inputs):
     )
 
 
+@pytest.fixture(params=[False, True], ids=["asks", "waits"])
+def waits(request, monkeypatch):
+    """Whether to ask the device for a number is to wait for it, as on a GPU."""
+    for module in (statewise, padding_module):
+        monkeypatch.setattr(module, "waits", lambda tensor: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("event", EVENTS, ids=str)
-def test_is_log_prob(family, event):
+def test_is_log_prob(family, event, waits):
     for batch, of_value in SHAPES:
         torch.manual_seed(0)
         fn, parameter, draw = build(family, batch, event)
@@ -115,7 +124,7 @@ def test_differentiable_twice(family):
 @pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("padding", [0.0, -1.0, NAN, 7.0])
-def test_unread(family, padding, validate):
+def test_unread(family, padding, validate, waits):
     torch.manual_seed(0)
     fn, parameter, draw = build(family, (3, 1, 1), (2,))
     fn.base_dist._validate_args = validate
@@ -142,7 +151,7 @@ def test_shape_does_not_depend_on_padding(family, padding):
 
 @pytest.mark.parametrize("family", ["bernoulli-logits", "poisson", "categorical-logits"])
 @pytest.mark.parametrize("bad", [-1.0, 0.5, 9.5, NAN, math.inf])
-def test_outside_of_the_support(family, bad):
+def test_outside_of_the_support(family, bad, waits):
     for event in EVENTS:
         fn, _, draw = build(family, (3, 1, 1), event)
         value = draw((4, 5, *event)).double()
@@ -202,21 +211,23 @@ def test_dtype(dtype):
 
 
 @pytest.mark.parametrize("bit", [0.0, 1.0])
-def test_extreme_bernoulli(bit):
+def test_extreme_bernoulli(bit, waits):
     value = torch.full((4, 5, 2), bit)
     for edge in (0.0, 1.0):
         fn = dist.Bernoulli(torch.tensor([[0.5, edge], [0.5, 0.5]]).reshape(2, 1, 1, 2)).to_event(1)
         assert_close(statewise.log_prob(fn, value), fn.log_prob(value))
-    for edge in (math.inf, -math.inf, 1e30, -1e30):
+    for edge in (1e30, -1e30) if waits else (math.inf, -math.inf, 1e30, -1e30):
         fn = dist.Bernoulli(logits=torch.tensor([[0.5, edge], [0.5, 0.5]]).reshape(2, 1, 1, 2)).to_event(1)
         assert_close(statewise.log_prob(fn, value), fn.log_prob(value), equal_nan=True)
 
 
-def test_rate_zero():
-    rate = torch.tensor([0.0, 1.0]).reshape(2, 1)
+def test_rate_zero_or_infinite(waits):
+    fn = dist.Poisson(torch.tensor([0.0, 1.0, math.inf]).reshape(3, 1).requires_grad_())
     value = torch.tensor([0.0, 2.0])
-    assert_close(statewise.log_prob(dist.Poisson(rate), value), dist.Poisson(rate).log_prob(value))
-    assert statewise.log_prob(dist.Poisson(rate), value)[0].tolist() == [0.0, -math.inf]
+    log_prob = statewise.log_prob(fn, value)
+    assert_close(log_prob[:2], fn.log_prob(value)[:2])
+    assert log_prob[0].tolist() == [0.0, -math.inf]
+    assert log_prob[2, 0] == -math.inf
 
 
 def test_impossible_symbol():

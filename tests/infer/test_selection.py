@@ -184,7 +184,7 @@ def test_table():
         ({"num_states": [0]}, ValueError, "num_states: expected ints of at least 1, got 0"),
         ({"num_states": [1.5]}, ValueError, "num_states: expected ints of at least 1, got 1.5"),
         ({"build": 3}, TypeError, "build: expected a function, got int"),
-        ({"fit": None}, TypeError, "fit: expected a function, got NoneType"),
+        ({"fit": 3}, TypeError, "fit: expected a function, got int"),
         (
             {"build": lambda k: HMM(nn.CategoricalEmission(2, 2))},
             ValueError,

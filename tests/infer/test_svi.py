@@ -1,5 +1,7 @@
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -14,7 +16,8 @@ from torch import Tensor
 import pyrohmm
 from pyrohmm import nn
 from pyrohmm.data import Sequences
-from pyrohmm.infer import fit_svi
+from pyrohmm.infer import fit_svi, svi
+from pyrohmm.infer.optimizer import ClippedAdam
 from pyrohmm.models import HMM, NeuralHMM
 from tests.models.cases import make as make_case
 
@@ -100,14 +103,17 @@ def test_minibatch_losses_average_to_the_whole():
     assert len(set(history.loss)) == 3
 
 
-def test_steps_are_those_of_plain_pyro():
+@pytest.mark.parametrize("guided", [False, True])
+def test_steps_are_those_of_plain_pyro(guided):
     data = make_data()
-    model, same = make_model(), make_model()
-    fit(model, data, steps=5, learning_rate=0.05, clip_norm=None)
-    scaled = pyro.poutine.scale(same, 1 / data.num_observed)
-    svi = SVI(scaled, lambda data: None, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
-    for _ in range(5):
-        svi.step(data.trim())
+    model, guide = noisy_model() if guided else (make_model(), None)
+    same, same_guide = noisy_model() if guided else (make_model(), lambda data: None)
+    found = fit(model, data, guide, steps=5, learning_rate=0.05, clip_norm=None, seed=3).loss
+    scaled = [pyro.poutine.scale(fn, 1 / data.num_observed) for fn in (same, same_guide)]
+    plain = SVI(*scaled, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    same_guide(data)
+    pyro.set_rng_seed(3)
+    assert [plain.step(data.trim()) for _ in range(5)] == pytest.approx(found, rel=1e-6)
     for name, value in same.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value)
 
@@ -274,31 +280,34 @@ def test_particles():
 # Checkpoints and interrupts
 
 
-class InterruptAt(Trace_ELBO):
+@pytest.fixture(params=[1, 5])
+def read_every(request, monkeypatch):
+    """How many steps pass until they are looked at: 1 on a CPU, several on a GPU."""
+    monkeypatch.setattr(svi, "_read_every", lambda device: request.param)
+    return request.param
+
+
+@contextmanager
+def interrupt_at(step: int) -> Iterator[None]:
     """Raises KeyboardInterrupt in the middle of a step: after its gradient, before its update."""
+    calls = 0
 
-    def __init__(self, step: int):
-        super().__init__()
-        self.calls, self.step = 0, step
-
-    def loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        loss = super().loss_and_grads(*args, **kwargs)
-        if self.calls == self.step:
+    def interrupting(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == step:
             raise KeyboardInterrupt
-        return loss
+        return real_step(*args)
 
-
-class SameName(Trace_ELBO):
-    """The loss without the interrupt."""
-
-
-SameName.__name__ = InterruptAt.__name__
+    real_step = ClippedAdam.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClippedAdam, "step", interrupting)
+        yield
 
 
 @pytest.mark.parametrize("schedule", ["cosine", None, functools.partial(torch.optim.lr_scheduler.StepLR, step_size=4)])
 @pytest.mark.parametrize("interrupted_at", [1, 2, 6, 12])
-def test_resumed_fit_gives_the_same_numbers(tmp_path, schedule, interrupted_at):
+def test_resumed_fit_gives_the_same_numbers(tmp_path, schedule, interrupted_at, read_every):
     data, held_out = make_data(11), make_data(5, seed=1)
     options = {
         "steps": 12,
@@ -316,11 +325,12 @@ def test_resumed_fit_gives_the_same_numbers(tmp_path, schedule, interrupted_at):
 
     expected, expected_state = run()
     path = tmp_path / "fit.pt"
-    broken, _ = run(checkpoint=path, loss=InterruptAt(interrupted_at))
+    with interrupt_at(interrupted_at):
+        broken, _ = run(checkpoint=path)
     assert broken.stop_reason == "interrupted"
     assert broken.loss == expected.loss[: interrupted_at - 1]
     assert path.exists() == (interrupted_at > 1)
-    resumed, state = run(checkpoint=path, loss=SameName())
+    resumed, state = run(checkpoint=path)
     assert resumed.loss == expected.loss
     assert resumed.learning_rate == expected.learning_rate
     assert (resumed.evaluated, resumed.validation) == (expected.evaluated, expected.validation)
@@ -354,7 +364,7 @@ def test_periodic_checkpoint_of_a_run_that_died(tmp_path):
     assert_same_state(state_of(resumed_model), state_of(model))
 
 
-def test_interrupt_in_the_update_does_not_overwrite_the_checkpoint(tmp_path, monkeypatch):
+def test_interrupt_in_the_update_does_not_overwrite_the_checkpoint(tmp_path, monkeypatch, read_every):
     path, data = tmp_path / "fit.pt", make_data()
     fit(make_model(), data, steps=4, checkpoint=path)
     before = path.read_bytes()
@@ -362,9 +372,9 @@ def test_interrupt_in_the_update_does_not_overwrite_the_checkpoint(tmp_path, mon
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         calls.append(self)
-        if len(calls) == 3 * 2 + 2:  # three parameters: the second one of the third step
+        real_step(self, *args, **kwargs)
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return real_step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", step)
@@ -401,9 +411,10 @@ def test_patience_holds_over_a_checkpoint(tmp_path):
     assert_same_state(state_of(other), state_of(model))
 
 
-def test_interrupt_keeps_what_was_learned():
+def test_interrupt_keeps_what_was_learned(read_every):
     model, data = make_model(), make_data()
-    history = fit(model, data, steps=50, learning_rate=0.1, loss=InterruptAt(31))
+    with interrupt_at(31):
+        history = fit(model, data, steps=50, learning_rate=0.1)
     assert (history.stop_reason, history.num_steps) == ("interrupted", 30)
     assert loss_per_step(model, data) < history.loss[0] - 0.05
     same = make_model()
@@ -531,7 +542,7 @@ def test_bound_method_is_known_as_its_module():
 # Errors
 
 
-def test_loss_that_is_not_finite_leaves_the_last_good_parameters():
+def test_loss_that_is_not_finite_leaves_the_last_good_parameters(read_every):
     class Breaks(Trace_ELBO):
         calls = 0
 
@@ -546,6 +557,56 @@ def test_loss_that_is_not_finite_leaves_the_last_good_parameters():
     assert_same_state(state_of(model), state_of(same))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "steps_begun"),
+    [({}, 10), ({"validation": make_data(3), "evaluate_every": 4}, 4), ({"checkpoint": "fit.pt"}, 5)],
+)
+def test_a_gradient_is_found_to_be_not_finite_some_steps_later(options, steps_begun, tmp_path, monkeypatch):
+    """The steps in between, whose gradients are finite, change nothing either."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(svi, "_read_every", lambda device: 20)
+    model, same, data = make_model(), make_model(), make_data()
+    calls = []
+
+    def break_third(gradient: Tensor) -> Tensor:
+        calls.append(gradient)
+        return gradient * (math.nan if len(calls) == 3 else 1.0)
+
+    model.emission.logits.register_hook(break_third)
+    with pytest.raises(FloatingPointError, match=r"step 3: the gradient is not finite, in \['emission.logits'\]"):
+        fit(model, data, steps=10, checkpoint_every=5, learning_rate=0.1, **options)
+    assert len(calls) == steps_begun
+    assert not (tmp_path / "fit.pt").exists()
+    fit(same, data, steps=2, learning_rate=0.1)
+    assert_same_state(state_of(model), state_of(same))
+
+
+def test_when_losses_are_read_changes_no_number(monkeypatch):
+    runs = []
+    for every in (1, 5, 100):
+        monkeypatch.setattr(svi, "_read_every", lambda device, every=every: every)
+        model, guide = noisy_model()
+        options = {"validation": make_data(5, seed=1), "evaluate_every": 4, "schedule": "cosine"}
+        history = fit(model, make_data(), guide, steps=13, batch_size=8, **options)
+        history.seconds = 0.0
+        runs.append((history, state_of(model) | state_of(guide)))
+    for history, state in runs[1:]:
+        assert history == runs[0][0]
+        assert_same_state(state, runs[0][1])
+
+
+def test_parameters_that_appear_later_are_trained():
+    def model(data: Sequences) -> None:
+        plain_model(data)
+        for i in data.index.tolist():
+            pyro.factor(f"factor_{i}", -(pyro.param(f"x_{i}", torch.tensor(1.0)) ** 2))
+
+    fit(model, make_data(6), steps=6, batch_size=2, learning_rate=0.1)
+    values = {name: value for name, value in pyro.get_param_store().items() if name.startswith("x_")}
+    assert len(values) == 6
+    assert all(value < 1 for value in values.values())
 
 
 def test_gradient_that_is_not_finite():

@@ -13,7 +13,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
 import pyrohmm
-from pyrohmm import nn
+from pyrohmm import nn, ops
 from pyrohmm.data import Sequences
 from pyrohmm.models import HMM, NeuralHMM
 from tests.models.cases import CASES, K, N, T, V, make, net
@@ -551,3 +551,52 @@ def test_a_part_of_ones_own_counts_in_full_and_what_is_shared_counts_once():
     emission.extra = net
     model = HMM(emission, Own(net))
     assert model.num_free_parameters == 2 * K + (4 * K + 4) + K * (K - 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("extra", ["nothing", "allowed", "entries"])
+def test_potentials_are_those_of_the_program(name, extra):
+    model, data = make(name)
+    generator = torch.Generator().manual_seed(3)
+    if extra == "allowed":
+        allowed = torch.rand(*data.x.shape[:2], K, generator=generator) < 0.5
+        allowed[..., 1] = True
+        data = Sequences(data.x, data.lengths, data.inputs, data.labels, data.mask, allowed=allowed)
+    if extra == "entries":
+        if not data.event_shape:
+            pytest.skip("a symbol has no entries")
+        entries = torch.rand(data.x.shape, generator=generator) < 0.7
+        poisoned = torch.where(entries, data.x, torch.nan)
+        data = Sequences(poisoned, data.lengths, data.inputs, data.labels, mask=entries)
+    chain = model.posterior(data)
+    log_z = ops.log_partition(*model.potentials(data), lengths=data.lengths)
+    torch.testing.assert_close(log_z, model.log_prob(data))
+    marginals = ops.smooth(*model.potentials(data), lengths=data.lengths).state_marginals
+    torch.testing.assert_close(marginals, chain.marginals)
+    assert log_z.isfinite().all()
+    if extra == "allowed":
+        assert (marginals[data.valid & ~data.allowed[..., 0]][:, 0] == 0).all()
+    # The plain sequential program says the same.
+    elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=2)
+    flat = data.as_whole()
+    with pyro.poutine.block(), torch.no_grad(), pyro.get_param_store().scope():
+        loss = elbo.loss(pyro.infer.config_enumerate(lambda d: model(d, vectorized=False)), lambda d: None, flat)
+    torch.testing.assert_close(torch.tensor(-loss, dtype=torch.float64), log_z.sum().detach())
+
+
+def test_priors_of_parts_are_a_factor_of_the_program():
+    model, data = make("categorical")
+    model.emission = nn.CategoricalEmission(3, 4, prior=dist.Dirichlet(2 * torch.ones(4))).double()
+    data = data.as_whole()
+    trace = pyro.poutine.trace(model).get_trace(data)
+    trace.compute_log_prob()
+    assert trace.nodes["prior"]["log_prob_sum"].item() == pytest.approx(model.log_prior().item())
+    total = model.log_prob(data).sum() + model.log_prior()
+    torch.testing.assert_close(trace.log_prob_sum(), total)
+
+
+def test_allowed_of_another_number_of_states():
+    model, data = make("categorical")
+    data = Sequences(data.x, data.lengths, allowed=torch.ones(*data.x.shape, 5) > 0)
+    with pytest.raises(ValueError, match=r"data: expected allowed of shape \(N, T, 3\), got \(4, 4, 5\)"):
+        model.log_prob(data)
