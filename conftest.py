@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pyro
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import settings
 # A first example may warm something up. All else stays Hypothesis's own, its CI profile included.
 settings.register_profile("pyrohmm", settings(), deadline=None)
 settings.load_profile("pyrohmm")
+
+# Its doctests need what it needs.
+collect_ignore = [] if find_spec("sklearn") else ["pyrohmm/sklearn.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -35,9 +35,9 @@ def test_wheel_holds_every_module_the_type_marker_and_the_licence(wheel: zipfile
 
 
 def test_import_needs_only_the_declared_dependencies(tmp_path: Path) -> None:
-    # arviz, matplotlib and hypothesis are extras: `import pyrohmm` works without them.
+    # arviz, matplotlib, scikit-learn and hypothesis are extras: `import pyrohmm` works without them.
     code = (
-        "import sys; extras = ('arviz', 'hypothesis', 'matplotlib')\n"
+        "import sys; extras = ('arviz', 'hypothesis', 'matplotlib', 'sklearn')\n"
         "sys.modules.update(dict.fromkeys(extras))\n"  # None there makes an import of it fail
         "import pyrohmm; print(pyrohmm.__name__)"
     )

@@ -6,11 +6,29 @@ torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSamp
 """
 
 from pyrohmm.nn.emission.bernoulli import BernoulliEmission as BernoulliEmission
+from pyrohmm.nn.emission.bounded import BetaEmission as BetaEmission
 from pyrohmm.nn.emission.categorical import CategoricalEmission as CategoricalEmission
+from pyrohmm.nn.emission.circular import VonMisesEmission as VonMisesEmission
+from pyrohmm.nn.emission.composite import CompositeEmission as CompositeEmission
+from pyrohmm.nn.emission.counts import NegativeBinomialEmission as NegativeBinomialEmission
+from pyrohmm.nn.emission.counts import PoissonEmission as PoissonEmission
+from pyrohmm.nn.emission.counts import ZeroInflatedNegativeBinomialEmission as ZeroInflatedNegativeBinomialEmission
+from pyrohmm.nn.emission.counts import ZeroInflatedPoissonEmission as ZeroInflatedPoissonEmission
+from pyrohmm.nn.emission.factor_analysis import FactorAnalysisEmission as FactorAnalysisEmission
 from pyrohmm.nn.emission.gaussian import GaussianEmission as GaussianEmission
+from pyrohmm.nn.emission.mixture import GaussianMixtureEmission as GaussianMixtureEmission
+from pyrohmm.nn.emission.multinomial import MultinomialEmission as MultinomialEmission
 from pyrohmm.nn.emission.neural import AutoregressiveEmission as AutoregressiveEmission
 from pyrohmm.nn.emission.neural import NeuralEmission as NeuralEmission
-from pyrohmm.nn.emission.poisson import PoissonEmission as PoissonEmission
+from pyrohmm.nn.emission.positive import ExponentialEmission as ExponentialEmission
+from pyrohmm.nn.emission.positive import GammaEmission as GammaEmission
+from pyrohmm.nn.emission.positive import LogNormalEmission as LogNormalEmission
+from pyrohmm.nn.emission.regression import LinearAutoregressiveEmission as LinearAutoregressiveEmission
+from pyrohmm.nn.emission.regression import LinearRegressionEmission as LinearRegressionEmission
+from pyrohmm.nn.emission.regression import LogisticRegressionEmission as LogisticRegressionEmission
+from pyrohmm.nn.emission.regression import PoissonRegressionEmission as PoissonRegressionEmission
+from pyrohmm.nn.emission.student import StudentTEmission as StudentTEmission
+from pyrohmm.nn.emission.tied import TiedEmission as TiedEmission
 from pyrohmm.nn.initial import Initial as Initial
 from pyrohmm.nn.masks import banded as banded
 from pyrohmm.nn.masks import left_to_right as left_to_right

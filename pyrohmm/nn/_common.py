@@ -52,6 +52,20 @@ def context_inputs(inputs: Tensor | None, context: int) -> Tensor:
     return inputs
 
 
+def previous_values(previous: Tensor | None, order: int, width: int) -> Tensor:
+    """`previous` if it is a tensor (..., width); ValueError otherwise."""
+    got = None if previous is None else tuple(previous.shape)
+    if previous is None or not got or got[-1] != width:
+        raise ValueError(f"previous: expected shape (..., {width}), the last {order} observations, got {got}")
+    return previous
+
+
+def join(features: list[Tensor]) -> Tensor:
+    """The features beside each other in the last dim, the other dims broadcast."""
+    batch = torch.broadcast_shapes(*(part.shape[:-1] for part in features))
+    return torch.cat([part.expand(*batch, -1) for part in features], dim=-1)
+
+
 def start(name: str, value: Any, shape: tuple[int, ...], lower: float = -math.inf, upper: float = math.inf) -> Tensor:
     """`value` broadcast to `shape`, every entry strictly between `lower` and `upper`; ValueError otherwise."""
     value = torch.as_tensor(value, dtype=torch.get_default_dtype(), device=torch.get_default_device()).detach()

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 # Of an edge or a start that is not forbidden. A probability of 1e-13 is as good as none, and with no smaller ones
 # among the transitions the recursions in scaled space stay accurate in float32 (`pyrohmm/ops/certificate.py`).
@@ -99,6 +100,21 @@ def beta_prior(prior: Any, shape: tuple[int, ...]) -> Tensor | None:
     if buffer is not None and not (buffer >= 1).all():
         raise ValueError(f"prior: expected concentrations of at least 1, got {buffer.min().item()}")
     return buffer
+
+
+def beta_log_prob(logits: Tensor, prior: Tensor) -> Tensor:
+    """(ones - 1) log p + (zeros - 1) log(1 - p) of probabilities p = sigmoid(logits), up to a constant."""
+    ones, zeros = (prior - 1).unbind(-1)
+    return ones * logsigmoid(logits) + zeros * logsigmoid(-logits)
+
+
+def beta_mode(ones: Tensor, zeros: Tensor, prior: Tensor | None) -> Tensor:
+    """The logits of the most probable probabilities given how often there was a one and a zero, from -30 to 30."""
+    if prior is not None:
+        more_ones, more_zeros = (prior - 1).unbind(-1)
+        ones, zeros = ones + more_ones, zeros + more_zeros
+    # Rounding can leave less than none; beyond +-30 a probability is 0 or 1.
+    return (ones.clamp_min(0).log() - zeros.clamp_min(0).log()).nan_to_num(0.0).clamp(-30, 30)
 
 
 def gamma_prior(prior: Any, shape: tuple[int, ...]) -> Tensor | None:

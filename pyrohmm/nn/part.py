@@ -29,11 +29,15 @@ class Part(PyroModule):
     R in front, and so have the statistics. Parameters with `requires_grad` off stay as they are.
 
     The parameters of a prior are buffers whose names begin with "prior".
+
+    Attributes:
+        num_states: K.
+        closed_form: whether `expected_statistics` and `maximize` are there.
+        side_by_side: whether the tables may have R in front; where not, models are fitted one after another.
     """
 
     num_states: int
     closed_form: bool = False
-    # Whether tables may have dims (R, 1, 1) in front.
     side_by_side: bool = True
     # Other parts of the same model whose parameters its values depend on, without being registered here.
     depends_on: tuple[nn.Module, ...] = ()
@@ -78,6 +82,12 @@ def assign(parameter: Tensor, value: Tensor) -> None:
             parameter.copy_(value.reshape(parameter.shape))
 
 
+def blocks(num_steps: int, width: int) -> list[slice]:
+    """Slices of the steps, at least one, for sums of what has `width` numbers a step."""
+    steps = max(1, BLOCK // width)
+    return [slice(start, start + steps) for start in range(0, max(num_steps, 1), steps)]
+
+
 def weighted_sums(weights: Tensor, features: Callable[[slice], Tensor], width: int) -> Tensor:
     """sum_m weights_mk features_mf in float64, for blocks of steps in turn, so that all features never exist at once.
 
@@ -89,10 +99,8 @@ def weighted_sums(weights: Tensor, features: Callable[[slice], Tensor], width: i
     Returns:
         (*lead, K, F).
     """
-    steps = max(1, BLOCK // max(width, weights.shape[-1]))
     total: Tensor | None = None
-    for start in range(0, max(weights.shape[-2], 1), steps):
-        rows = slice(start, start + steps)
+    for rows in blocks(weights.shape[-2], max(width, weights.shape[-1])):
         part = weights[..., rows, :].double().mT @ features(rows)
         total = part if total is None else total.add_(part)
     assert total is not None

@@ -94,6 +94,35 @@ CASES: dict[str, tuple[Callable[[], HMM], Callable[[torch.Generator], Tensor]]] 
         ),
         symbols,
     ),
+    "mixture": (lambda: HMM(nn.GaussianMixtureEmission(K, D, 2, "full")), numbers),
+    "composite": (
+        lambda: HMM(
+            nn.CompositeEmission(
+                [
+                    nn.AutoregressiveEmission(K, net(K + C + 1, 2), "gaussian", dim=1, context=C),
+                    nn.CategoricalEmission(K, 2),
+                ]
+            )
+        ),
+        bits,
+    ),
+    "composite with a closed form": (
+        lambda: HMM(
+            nn.CompositeEmission(
+                [nn.LinearAutoregressiveEmission(K, 1, 2, "diag", context=C, weight=0.1), nn.CategoricalEmission(K, 2)]
+            )
+        ),
+        bits,
+    ),
+    "tied": (lambda: HMM(nn.TiedEmission(nn.PoissonEmission(2, D), [0, 1, 0])), counts),
+    "factor analysis": (lambda: HMM(nn.FactorAnalysisEmission(K, D, 1)), numbers),
+    "linear": (lambda: HMM(nn.LinearRegressionEmission(K, D, C)), numbers),
+    "linear autoregressive": (
+        lambda: HMM(nn.LinearAutoregressiveEmission(K, D, 2, context=C, weight=0.1)),
+        numbers,
+    ),
+    "logistic": (lambda: HMM(nn.LogisticRegressionEmission(K, D, C)), bits),
+    "poisson regression": (lambda: HMM(nn.PoissonRegressionEmission(K, D, C)), counts),
 }
 
 

@@ -1,6 +1,6 @@
 import copy
 import io
-from itertools import product
+from itertools import pairwise, product
 
 import pyro
 import pyro.distributions as dist
@@ -91,6 +91,24 @@ def test_log_prob_and_posterior_equal_those_of_the_distribution():
     assert posterior.batch_shape == (N,)
     torch.testing.assert_close(posterior.marginals, expected.marginals)
     assert (posterior.viterbi().states == expected.viterbi().states).all()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if make(name)[0].emission.closed_form])
+def test_a_step_of_em_on_the_emission_is_uphill(name):
+    model, data = make(name)
+    data = data.as_whole()
+    steps = data.observed.flatten()
+    # Newest first, zeros before the start.
+    lags = [torch.nn.functional.pad(data.x, (0, 0, lag, 0))[:, :T] for lag in range(1, model.emission.order + 1)]
+    previous = torch.cat(lags, -1) if lags else None
+    known = [None if value is None else value.flatten(0, 1)[steps] for value in (data.inputs, previous)]
+    values = []
+    for _ in range(6):
+        values.append((model.log_prob(data).sum() + model.emission.log_prior()).item())
+        weights = model.posterior(data).marginals.detach().flatten(0, 1)[steps]
+        model.emission.maximize(model.emission.expected_statistics(data.x.flatten(0, 1)[steps], weights, *known))
+    assert values[1] > values[0]
+    assert all(new >= old - 1e-9 * abs(old) for old, new in pairwise(values))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -17,6 +17,12 @@ K = 3
         (nn.GaussianEmission(K, 2), 4 * K),
         (nn.GaussianEmission(K, 2, "tied"), 2 * K + 3),
         (nn.GaussianEmission(K, 2, "full"), 5 * K),
+        (nn.GaussianMixtureEmission(K, 2, 3), 3 * 4 * K + 2 * K),
+        (nn.FactorAnalysisEmission(K, 4, 2), K * (4 + 4 + 8 - 1)),
+        (nn.CompositeEmission([nn.BernoulliEmission(K, 2), nn.CategoricalEmission(K, 4)]), 2 * K + 3 * K),
+        (nn.TiedEmission(nn.CategoricalEmission(2, 4), [0, 1, 1]), 2 * 3),
+        (nn.LinearRegressionEmission(K, 2, 3), K * (6 + 2 + 2)),
+        (nn.LogisticRegressionEmission(K, 2, 3), K * (6 + 2)),
         (nn.NeuralEmission(K, torch.nn.Linear(K, 4), "categorical"), 4 * K + 4),
     ],
 )

@@ -39,6 +39,17 @@ EMISSIONS = {
         )
         for covariance in ("diag", "full", "tied", "spherical")
     },
+    "mixture": lambda: nn.GaussianMixtureEmission(K, D, 2, "full"),
+    "mixture tied": lambda: nn.GaussianMixtureEmission(K, D, 2, "tied"),
+    "factor analysis": lambda: nn.FactorAnalysisEmission(K, D, 1),
+    "composite": lambda: nn.CompositeEmission(
+        [nn.GaussianEmission(K, 1), nn.CategoricalEmission(K, V), nn.NeuralEmission(K, net(K, 1), "poisson")]
+    ),
+    "tied": lambda: nn.TiedEmission(nn.PoissonEmission(2, D), [0, 1, 0]),
+    "linear": lambda: nn.LinearRegressionEmission(K, D, C, "tied"),
+    "linear autoregressive": lambda: nn.LinearAutoregressiveEmission(K, D, context=C),
+    "logistic": lambda: nn.LogisticRegressionEmission(K, D, C),
+    "poisson regression": lambda: nn.PoissonRegressionEmission(K, D, C),
     "neural": lambda: nn.NeuralEmission(K, net(K + C, D), "poisson", context=C),
     "neural without inputs": lambda: nn.NeuralEmission(K, net(K, D), "poisson"),
     "neural of one's own": lambda: nn.NeuralEmission(K, Twisted(K + C, 2 * D), "gaussian", context=C),
@@ -141,6 +152,19 @@ def test_a_relabelled_part_of_a_model_keeps_its_order_when_other_parts_are_loade
 
 
 PRIORS = {
+    "mixture": lambda: nn.GaussianMixtureEmission(
+        K,
+        D,
+        2,
+        prior=nn.NormalInverseGamma(torch.rand(2 * K, D), *(torch.rand(2 * K, size) for size in (1, D, D))),
+        mixture_prior=dist.Dirichlet(torch.rand(K, 2) + 1),
+    ),
+    "composite": lambda: nn.CompositeEmission(
+        [nn.GaussianEmission(K, 1), nn.CategoricalEmission(K, V, prior=dist.Dirichlet(torch.rand(K, V) + 1))]
+    ),
+    "linear": lambda: nn.LinearRegressionEmission(
+        K, D, C, prior=dist.Normal(torch.rand(K, D, C), torch.rand(K, D, C) + 0.1)
+    ),
     "initial": lambda: nn.Initial(K, prior=dist.Dirichlet(torch.rand(K) + 1)),
     "transition": lambda: nn.Transition(K, prior=dist.Dirichlet(torch.rand(K, K) + 1)),
     "regression of the first": lambda: nn.RegressionInitial(K, C, prior=dist.Normal(torch.rand(K, C), torch.rand(C))),

@@ -5,10 +5,9 @@ from typing import Any
 import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from pyrohmm.nn._common import jitter, select, start
-from pyrohmm.nn._prior import beta_prior
+from pyrohmm.nn._prior import beta_log_prob, beta_mode, beta_prior
 from pyrohmm.nn.emission.table import EntriesEmission
 from pyrohmm.nn.part import Statistics, table
 
@@ -62,14 +61,7 @@ class BernoulliEmission(EntriesEmission):
         """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
         if self.prior is None:
             return super().log_prior()
-        logits = table(self.logits, 2)
-        ones, zeros = (self.prior - 1).unbind(-1)
-        return (ones * logsigmoid(logits) + zeros * logsigmoid(-logits)).sum((-2, -1))
+        return beta_log_prob(table(self.logits, 2), self.prior).sum((-2, -1))
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
-        ones, zeros = sums["total"], weight - sums["total"]
-        if self.prior is not None:
-            more_ones, more_zeros = (self.prior - 1).unbind(-1)
-            ones, zeros = ones + more_ones, zeros + more_zeros
-        # Rounding can leave less than none; beyond +-30 a probability is 0 or 1.
-        return {"logits": (ones.clamp_min(0).log() - zeros.clamp_min(0).log()).nan_to_num(0.0).clamp(-30, 30)}
+        return {"logits": beta_mode(sums["total"], weight - sums["total"], self.prior)}

@@ -80,6 +80,8 @@ class CategoricalEmission(TableEmission):
         Returns:
             "counts" (*lead, K, V).
         """
+        # Not int64 if the symbols stand beside numbers, as a stream of a `CompositeEmission`.
+        x = x.long()
         if observed is not None:
             weights = weights * observed.unsqueeze(-1)
         lead, num_symbols = weights.shape[:-2], self.logits.shape[-1]
@@ -106,7 +108,7 @@ class CategoricalEmission(TableEmission):
 
     def features(self, x: Tensor) -> Tensor:
         """Symbols (M,) as unit vectors (M, V)."""
-        return nn.functional.one_hot(x, self.logits.shape[-1]).to(self.logits.dtype)
+        return nn.functional.one_hot(x.long(), self.logits.shape[-1]).to(self.logits.dtype)
 
     @property
     def num_free_parameters(self) -> int:

@@ -128,7 +128,11 @@ class GaussianEmission(TableEmission):
             self.register_buffer("prior_scale", start("prior.rate", squeezed[1], own, 0))
 
     def _distribution(self, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
-        loc, scale = select(self.loc, state), self.log_scale.exp()
+        return self._about(select(self.loc, state), state, observed)
+
+    def _about(self, loc: Tensor, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
+        """The law with the covariance of the state and these means."""
+        scale = self.log_scale.exp()
         if self.covariance == "diag":
             return independent(dist.Normal(loc, select(scale, state)), observed)
         if self.covariance == "spherical":
@@ -173,9 +177,7 @@ class GaussianEmission(TableEmission):
 
     def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
         """Take sums for EM from the mean of these observations (M, D) from now on."""
-        x = x.double()
-        seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
-        self.centre.copy_(torch.where(seen, x, 0.0).sum(0) / seen.sum(0).clamp(min=1))
+        self.centre.copy_(middle(x, observed))
 
     def expected_statistics(
         self,
@@ -209,51 +211,15 @@ class GaussianEmission(TableEmission):
             sums = weighted_sums(weights, features, 3 * dim).split(dim, -1)
             return dict(zip(("weight", "first", "second"), sums, strict=True))
 
-        def products(rows: slice) -> Tensor:
-            block = x[rows].double() - centre
-            square = (block.unsqueeze(-1) * block.unsqueeze(-2)).flatten(-2)
-            return torch.cat([block.new_ones(len(block), 1), block, square], -1)
+        if observed is None or observed.all():
+            return moments(x, weights, centre)
+        return moments_given(x, weights, observed, centre, table(self.loc.detach(), 2), self._covariances())
 
-        if observed is not None and not observed.all():
-            return self._expected_with_missing(x, weights, observed)
-        weight, first, second = weighted_sums(weights, products, dim * (dim + 1)).split([1, dim, dim * dim], -1)
-        return {"weight": weight[..., 0], "first": first, "second": second.unflatten(-1, (dim, dim))}
-
-    def _expected_with_missing(self, x: Tensor, weights: Tensor, observed: Tensor) -> Statistics:
-        """The sums, with the entries that are missing as their law given the others says, pattern by pattern."""
-        centre = self.centre.double()
-        loc = table(self.loc.detach(), 2).double() - centre
+    def _covariances(self) -> Tensor:
+        """With "full" and "tied", (*lead, K or 1, D, D) in float64."""
         factor = self._scale_tril(self.log_scale.exp()).detach().double()
         factor = table(factor, 3) if self.covariance == "full" else table(factor, 2).unsqueeze(-3)
-        covariance = factor @ factor.mT
-        sums: Statistics = {}
-        patterns, which = observed.unique(dim=0, return_inverse=True)
-        for i, pattern in enumerate(patterns):
-            rows = (which == i).nonzero()[:, 0]
-            weight = weights[..., rows, :].double()
-            here, away = pattern.nonzero()[:, 0], (~pattern).nonzero()[:, 0]
-            # E[x_away | x_here] = loc_away + gain (x_here - loc_here), with what is left of the covariance.
-            known = covariance[..., here[:, None], here]
-            gain = torch.linalg.solve(known, covariance[..., here[:, None], away]).mT
-            block = loc.unsqueeze(-2).expand(*loc.shape[:-1], len(rows), -1).clone()
-            residual = (x[rows][:, here].double() - centre[here]) - block[..., here]
-            block[..., here] += residual
-            block[..., away] += residual @ gain.mT
-            rest = torch.zeros_like(covariance)
-            rest[..., away[:, None], away] = covariance[..., away[:, None], away] - (
-                gain @ covariance[..., here[:, None], away]
-            )
-            scaled = block * weight.mT.unsqueeze(-1)
-            total = weight.sum(-2)
-            add_up(
-                sums,
-                {
-                    "weight": total,
-                    "first": scaled.sum(-2),
-                    "second": scaled.mT @ block + total[..., None, None] * rest,
-                },
-            )
-        return sums
+        return factor @ factor.mT
 
     def maximize(self, statistics: Statistics) -> Events:
         """Set means and covariances to the best ones, with every standard deviation at least `least_scale`.
@@ -283,23 +249,13 @@ class GaussianEmission(TableEmission):
         # Squares about the means, which may be frozen.
         off = table(self.loc.detach(), 2).double() - centre
         if not full:
-            variance = self._total_variance(weight.sum(-2), first.sum(-2), second.sum(-2))
+            variance = total_variance(weight, first, second, centre)
             squares = second - 2 * off * first + weight * off.square()
             return {EMPTY: empty.any(-1), NARROW: self._set_scales(squares, weight, empty, variance)}
-        variance = self._total_variance(wide.sum(-2), first.sum(-2), second.diagonal(dim1=-2, dim2=-1).sum(-2))
+        variance = total_variance(wide, first, second.diagonal(dim1=-2, dim2=-1), centre)
         cross = off.unsqueeze(-1) * first.unsqueeze(-2)
         squares = second - cross - cross.mT + wide.unsqueeze(-1) * off.unsqueeze(-1) * off.unsqueeze(-2)
         return {EMPTY: empty.any(-1), NARROW: self._set_covariances(squares, weight, empty.any(-1), variance)}
-
-    def _total_variance(self, weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """That of all data, (*lead, D); where they do not vary, a number of the size of their squares."""
-        weight = weight.clamp_min(LEAST_WEIGHT)
-        mean = first / weight
-        variance = second / weight - mean.square()
-        size = (mean + self.centre.double()).square()
-        # What is left of a difference of equal numbers counts as nothing.
-        nothing = variance <= 1e-12 * mean.square()
-        return torch.where(nothing, torch.where(size > 0, size, 1.0), variance)
 
     def _set_scales(self, squares: Tensor, weight: Tensor, empty: Tensor, total_variance: Tensor) -> Tensor:
         """The M-step of variances, from sums of squares about the means (*lead, K, D)."""
@@ -341,12 +297,140 @@ class GaussianEmission(TableEmission):
         covariance = torch.where(narrow[..., None, None], clipped * outer, covariance)
         covariance = torch.where(empty[..., None, None], torch.eye(dim).to(covariance), covariance)
         factor = torch.linalg.cholesky(covariance)
-        scale = factor.diagonal(dim1=-2, dim2=-1)
-        row, column = torch.tril_indices(dim, dim, -1, device=factor.device)
         dims = 1 if tied else 2
-        for parameter, new in (
-            (self.log_scale, scale.log()),
-            (self.lower, (factor / scale.unsqueeze(-1))[..., row, column]),
-        ):
-            assign(parameter, torch.where(empty.unsqueeze(-1), table(parameter.detach(), dims).double(), new))
+
+        def put(parameter: Tensor, new: Tensor) -> Tensor:
+            old = table(parameter.detach(), dims).double()
+            assign(parameter, torch.where(empty.unsqueeze(-1), old, new))
+            return table(parameter.detach(), dims).double()
+
+        diagonal = factor.diagonal(dim1=-2, dim2=-1)
+        scale = diagonal
+        if not self.lower.requires_grad:
+            unit = self._scale_tril(torch.ones_like(self.log_scale)).detach()
+            scale = _best_scales(covariance, table(unit, dims + 1).double(), table(self.log_scale.detach(), dims))
+        scale = put(self.log_scale, scale.log()).exp()
+        # With scales that are frozen, the best matrix beside them: with its own it is that of the factor.
+        row, column = torch.tril_indices(dim, dim, -1, device=factor.device)
+        put(self.lower, (factor / scale.unsqueeze(-1) * (scale / diagonal).unsqueeze(-2))[..., row, column])
         return narrow.unsqueeze(-1) if tied else narrow
+
+
+def _best_scales(covariance: Tensor, unit: Tensor, log_scale: Tensor) -> Tensor:
+    """Scales s for which diag(s) unit unit^T diag(s) is the most likely covariance, from data of a given one.
+
+    sum_i log u_i - 1/2 sum_ij u_i A_ij C_ij u_j, with u = 1 / s and A = (unit unit^T)^-1, is made larger in one entry
+    after the other, which has a closed form.
+
+    Args:
+        covariance: C, (..., D, D), of the data.
+        unit: (..., D, D), unit lower triangular.
+        log_scale: (..., D), where to begin.
+    """
+    product = torch.cholesky_inverse(unit) * covariance
+    inverse = (-log_scale.double()).exp()
+    for _ in range(10):
+        for i in range(inverse.shape[-1]):
+            square = product[..., i, i]
+            cross = (product[..., i, :] * inverse).sum(-1) - square * inverse[..., i]
+            inverse[..., i] = ((cross.square() + 4 * square).sqrt() - cross) / (2 * square)
+    return 1 / inverse
+
+
+def middle(x: Tensor, observed: Tensor | None) -> Tensor:
+    """The mean of what was observed of each entry of x (M, D), in float64."""
+    x = x.double()
+    seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+    return torch.where(seen, x, 0.0).sum(0) / seen.sum(0).clamp(min=1)
+
+
+def total_variance(weight: Tensor, first: Tensor, second: Tensor, centre: Tensor) -> Tensor:
+    """That of the data of all states, (*lead, D); where they do not vary, a number of the size of their squares.
+
+    Args:
+        weight: (*lead, K, D or 1).
+        first: (*lead, K, D), the sums about `centre`.
+        second: (*lead, K, D), those of the squares.
+        centre: (D,).
+    """
+    weight = weight.sum(-2).clamp_min(LEAST_WEIGHT)
+    mean = first.sum(-2) / weight
+    variance = second.sum(-2) / weight - mean.square()
+    size = (mean + centre).square()
+    # What is left of a difference of equal numbers counts as nothing.
+    nothing = variance <= 1e-12 * mean.square()
+    return torch.where(nothing, torch.where(size > 0, size, 1.0), variance)
+
+
+def moments(x: Tensor, weights: Tensor, centre: Tensor) -> Statistics:
+    """Sums of vectors and of their products about `centre`.
+
+    Args:
+        x: (M, D).
+        weights: (*lead, M, K).
+        centre: (D,).
+
+    Returns:
+        "weight" (*lead, K), "first" (*lead, K, D), "second" (*lead, K, D, D), in float64.
+    """
+    dim = x.shape[-1]
+
+    def products(rows: slice) -> Tensor:
+        block = x[rows].double() - centre
+        square = (block.unsqueeze(-1) * block.unsqueeze(-2)).flatten(-2)
+        return torch.cat([block.new_ones(len(block), 1), block, square], -1)
+
+    weight, first, second = weighted_sums(weights, products, dim * (dim + 1)).split([1, dim, dim * dim], -1)
+    return {"weight": weight[..., 0], "first": first, "second": second.unflatten(-1, (dim, dim))}
+
+
+def moments_given(
+    x: Tensor, weights: Tensor, observed: Tensor, centre: Tensor, loc: Tensor, covariance: Tensor
+) -> Statistics:
+    """As `moments`, with the entries that are missing as their law given the others says, pattern by pattern.
+
+    Args:
+        x: (M, D).
+        weights: (*lead, M, K).
+        observed: bool (M, D).
+        centre: (D,).
+        loc: (*lead, K, D), of the law.
+        covariance: (*lead, K or 1, D, D), float64.
+    """
+    sums: Statistics = {}
+    patterns, which = observed.unique(dim=0, return_inverse=True)
+    for i, pattern in enumerate(patterns):
+        rows = (which == i).nonzero()[:, 0]
+        weight = weights[..., rows, :].double()
+        mean = (loc.double() - centre).unsqueeze(-2)
+        block, rest = filled_in(x[rows].double() - centre, mean, covariance, pattern)
+        scaled = block * weight.mT.unsqueeze(-1)
+        total = weight.sum(-2)
+        second = scaled.mT @ block + total[..., None, None] * rest
+        add_up(sums, {"weight": total, "first": scaled.sum(-2), "second": second})
+    return sums
+
+
+def filled_in(x: Tensor, mean: Tensor, covariance: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """The moments of Gaussian vectors of which the same entries were observed, given these.
+
+    Args:
+        x: (M, D); what was not observed is not read.
+        mean: what broadcasts to (*lead, K, M, D).
+        covariance: (*lead, K or 1, D, D).
+        observed: bool (D,).
+
+    Returns:
+        the conditional means (*lead, K, M, D), and the conditional covariance, 0 where observed, as `covariance`.
+    """
+    here, away = observed.nonzero()[:, 0], (~observed).nonzero()[:, 0]
+    # E[x_away | x_here] = loc_away + gain (x_here - loc_here), with what is left of the covariance.
+    known = covariance[..., here[:, None], here]
+    gain = torch.linalg.solve(known, covariance[..., here[:, None], away]).mT
+    residual = x[:, here] - mean[..., here]
+    filled = mean.expand(*residual.shape[:-1], -1).clone()
+    filled[..., here] += residual
+    filled[..., away] += residual @ gain.mT
+    rest = torch.zeros_like(covariance)
+    rest[..., away[:, None], away] = covariance[..., away[:, None], away] - gain @ covariance[..., here[:, None], away]
+    return filled, rest

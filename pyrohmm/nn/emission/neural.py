@@ -7,14 +7,16 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrohmm.nn._common import context_inputs, count, dry_run, select
+from pyrohmm.nn._common import context_inputs, count, dry_run, join, previous_values, select
 from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn._relabel import Ordered, as_permutation
+from pyrohmm.nn.emission.entries import independent
+from pyrohmm.nn.part import Part
 
 Family = str | Callable[[Tensor], TorchDistributionMixin]
 
 
-class _NetworkEmission(Ordered):
+class _NetworkEmission(Ordered, Part):
     """The network, its features and its family. `memory` is the size of the previous observations as features."""
 
     def __init__(self, num_states: int, net: nn.Module, family: Family, context: int, order: int, memory: int):
@@ -36,22 +38,28 @@ class _NetworkEmission(Ordered):
         self.num_params = params.shape[-1]
         self.net = net
 
-    def _law(self, params: Tensor) -> TorchDistributionMixin:
+    def _law(self, params: Tensor, observed: Tensor | None = None) -> TorchDistributionMixin:
         match self.family:
             case "bernoulli":
-                return dist.Bernoulli(logits=params).to_event(1)
+                return independent(dist.Bernoulli(logits=params), observed)
             case "categorical":
-                return dist.Categorical(logits=params)
+                law = dist.Categorical(logits=params)
+                return law if observed is None else law.mask(observed)
             case "gaussian":
                 if params.shape[-1] % 2:
                     raise ValueError(
                         f"net: expected 2 D outputs (means, log scales) for family 'gaussian', got {params.shape[-1]}"
                     )
                 loc, log_scale = params.chunk(2, dim=-1)
-                return dist.Normal(loc, log_scale.exp()).to_event(1)
+                return independent(dist.Normal(loc, log_scale.exp()), observed)
             case "poisson":
-                return dist.Poisson(params.exp()).to_event(1)
+                return independent(dist.Poisson(params.exp()), observed)
             case family if callable(family):
+                if observed is not None:
+                    raise ValueError(
+                        "observed: expected None, since family is a function: the law of some entries of its "
+                        "distribution is not known; missing entries need a family by name"
+                    )
                 return family(params)
             case _:
                 raise ValueError(
@@ -67,13 +75,13 @@ class _NetworkEmission(Ordered):
         known = [features.to(dtype) for features in known]
         split = _linear_first(net) if known else None
         if split is None:
-            return net(_join([select(one_hot, state), *known]))
+            return net(join([select(one_hot, state), *known]))
         # W [one-hot; known] = W_state one-hot + W_known known. The two products apart, the known features are not
         # copied and multiplied K times for an enumerated state; a training step takes two thirds of the time.
         first, rest = split
         state_weight = first.weight[:, : self.num_states]
         known_weight = first.weight[:, self.num_states :]
-        hidden = select(state_weight.mT, state) + nn.functional.linear(_join(known), known_weight, first.bias)
+        hidden = select(state_weight.mT, state) + nn.functional.linear(join(known), known_weight, first.bias)
         for layer in rest:
             hidden = layer(hidden)
         return hidden
@@ -136,7 +144,11 @@ class NeuralEmission(_NetworkEmission):
         super().__init__(num_states, net, family, context, order=0, memory=0)
 
     def forward(
-        self, state: Tensor, inputs: Tensor | None = None, previous: Tensor | None = None
+        self,
+        state: Tensor,
+        inputs: Tensor | None = None,
+        previous: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> TorchDistributionMixin:
         """The law of an observation in `state`.
 
@@ -144,20 +156,22 @@ class NeuralEmission(_NetworkEmission):
             state: int64 of any shape, e.g. (K, 1, 1) if enumerated.
             inputs: (..., C); read only if the part was built with `context`.
             previous: not read; there so that any emission can stand in for any other.
+            observed: bool (..., *event_shape), False at entries that are missing: the law is that of the others. Not
+                for a `family` that is a function.
 
         Returns:
             A distribution with batch shape broadcast(state.shape, inputs.shape[:-1]) and event shape `event_shape`.
 
         Raises:
             TypeError: `state` is not int64.
-            ValueError: `inputs` missing or of another size than `context`.
+            ValueError: `inputs` missing or of another size than `context`, or `observed` with a function as family.
 
         >>> emission = NeuralEmission(3, torch.nn.Linear(3, 5), family="categorical")
         >>> emission(torch.arange(3)).log_prob(torch.tensor(4)).shape
         torch.Size([3])
         """
         known = [context_inputs(inputs, self.context)] if self.context else []
-        return self._law(self._params(state, known))
+        return self._law(self._params(state, known), observed)
 
 
 class AutoregressiveEmission(_NetworkEmission):
@@ -205,7 +219,11 @@ class AutoregressiveEmission(_NetworkEmission):
             raise ValueError(f"dim: expected {size}, the size of an observation by net and family, got {dim}")
 
     def forward(
-        self, state: Tensor, inputs: Tensor | None = None, previous: Tensor | None = None
+        self,
+        state: Tensor,
+        inputs: Tensor | None = None,
+        previous: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> TorchDistributionMixin:
         """The law of an observation in `state` after the `previous` ones.
 
@@ -214,6 +232,8 @@ class AutoregressiveEmission(_NetworkEmission):
             inputs: (..., C); read only if the part was built with `context`.
             previous: (..., order * D), the last observations, flattened, newest first. With "categorical" symbols
                 (..., order), newest first; -1 for none (before the start) enters as the zero vector.
+            observed: bool (..., *event_shape), False at entries that are missing: the law is that of the others. Not
+                for a `family` that is a function.
 
         Returns:
             A distribution with batch shape broadcast(state.shape, inputs.shape[:-1], previous.shape[:-1]) and event
@@ -221,7 +241,7 @@ class AutoregressiveEmission(_NetworkEmission):
 
         Raises:
             TypeError: `state` is not int64.
-            ValueError: `inputs` or `previous` missing or of another size.
+            ValueError: `inputs` or `previous` missing or of another size, or `observed` with a function as family.
 
         >>> net = torch.nn.Linear(3 + 2 * 5, 5)
         >>> emission = AutoregressiveEmission(3, net, family="categorical", dim=5, order=2)
@@ -230,20 +250,12 @@ class AutoregressiveEmission(_NetworkEmission):
         """
         symbols = self.family == "categorical"
         width = self.order if symbols else self.order * self.dim
-        got = None if previous is None else tuple(previous.shape)
-        if previous is None or not got or got[-1] != width:
-            raise ValueError(f"previous: expected shape (..., {width}), the last {self.order} observations, got {got}")
+        previous = previous_values(previous, self.order, width)
         if symbols:
             # Not one_hot: it has no vector for "none" and reads every value back from the device to check it.
             previous = (previous.unsqueeze(-1) == torch.arange(self.dim, device=previous.device)).flatten(-2)
         known = [context_inputs(inputs, self.context)] if self.context else []
-        return self._law(self._params(state, [*known, previous]))
-
-
-def _join(features: list[Tensor]) -> Tensor:
-    """The features beside each other in the last dim, the other dims broadcast."""
-    batch = torch.broadcast_shapes(*(part.shape[:-1] for part in features))
-    return torch.cat([part.expand(*batch, -1) for part in features], dim=-1)
+        return self._law(self._params(state, [*known, previous]), observed)
 
 
 def _linear_first(net: nn.Module) -> tuple[nn.Linear, list[nn.Module]] | None:

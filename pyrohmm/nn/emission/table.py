@@ -10,7 +10,7 @@ from pyrohmm.nn._common import count
 from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn._relabel import as_permutation, permute
 from pyrohmm.nn.emission.entries import independent
-from pyrohmm.nn.part import EMPTY, LEAST_WEIGHT, Events, Part, Statistics, assign, table, weighted_sums
+from pyrohmm.nn.part import BLOCK, EMPTY, LEAST_WEIGHT, Events, Part, Statistics, add_up, assign, table, weighted_sums
 
 
 class TableEmission(Part):
@@ -132,7 +132,8 @@ class EntriesEmission(TableEmission):
     """D independent entries of one family of distributions of numbers, with tables of parameters (K, D).
 
     A subclass says what the law of an entry is, which functions of x it has as sufficient statistics, and what the
-    best parameters are given their weighted sums.
+    best parameters are given their weighted sums. A family with something hidden behind x, given which it would have
+    such statistics, says what is expected of them under the present parameters.
     """
 
     # In the support of the family: put in where an entry is missing.
@@ -153,9 +154,32 @@ class EntriesEmission(TableEmission):
         """Functions of x (M, D), each (M, D)."""
         return {"total": x}
 
+    def _hidden(self, x: Tensor) -> dict[str, Tensor]:
+        """Functions of x (M, 1, D) and the present parameters, each (*lead, M, K, D).
+
+        `_best` must not take the parameters for those of the sums: online EM averages over earlier ones too.
+        """
+        return {}
+
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
         """New tables by name, (*lead, K, D), as `weight` and the sums are."""
         raise NotImplementedError
+
+    def _met(self, tables: dict[str, Tensor], sums: Statistics) -> Events:
+        """What the user should know of new tables, (*lead, K, D)."""
+        return {}
+
+    def _told(self) -> bool:
+        """Whether priors tell all parameters: no data are then as good as some."""
+        return self.prior is not None
+
+    def _now(self, name: str) -> Tensor:
+        """The present table, (*lead, K, D) float64."""
+        return table(getattr(self, name).detach(), 2).double()
+
+    def _unless_frozen(self, name: str, new: Tensor) -> Tensor:
+        """The table that will be there after `new` is assigned: what is best for the others may depend on it."""
+        return new if getattr(self, name).requires_grad else self._now(name)
 
     def expected_statistics(
         self,
@@ -184,16 +208,34 @@ class EntriesEmission(TableEmission):
         dim = self.event_shape.numel()
         sums = weighted_sums(weights, features, dim)
         weight, *others = sums.split([sums.shape[-1] - dim * len(names), *[dim] * len(names)], -1)
-        return {"weight": weight.expand(*weight.shape[:-1], dim), **dict(zip(names, others, strict=True))}
+        return {
+            "weight": weight.expand(*weight.shape[:-1], dim),
+            **dict(zip(names, others, strict=True)),
+            **self._expected_hidden(x, weights, observed),
+        }
+
+    def _expected_hidden(self, x: Tensor, weights: Tensor, observed: Tensor | None) -> Statistics:
+        if type(self)._hidden is EntriesEmission._hidden:
+            return {}
+        sums: Statistics = {}
+        steps = max(1, BLOCK // (weights.shape[:-2].numel() * self.num_states * self.event_shape.numel()))
+        for start in range(0, max(len(x), 1), steps):
+            rows = slice(start, start + steps)
+            block, share = x[rows].double().unsqueeze(-2), weights[..., rows, :].double().unsqueeze(-1)
+            if observed is not None:
+                seen = observed[rows].unsqueeze(-2)
+                block, share = torch.where(seen, block, self.filler), share * seen
+            add_up(sums, {name: (share * value).sum(-3) for name, value in self._hidden(block).items()})
+        return sums
 
     def maximize(self, statistics: Statistics) -> Events:
         """Set the parameters to the best ones; see `TableEmission`."""
-        sums = dict(statistics)
-        weight = sums.pop("weight")
-        # With a prior, no data are as good as some.
-        empty = weight <= (-1.0 if self.prior is not None else LEAST_WEIGHT)
-        tables = self._best(torch.where(empty, 1.0, weight), sums)
+        weight = statistics["weight"]
+        empty = weight <= (-1.0 if self._told() else LEAST_WEIGHT)
+        tables = self._best(torch.where(empty, 1.0, weight), statistics)
         for name, new in tables.items():
-            parameter = getattr(self, name)
-            assign(parameter, torch.where(empty, table(parameter.detach(), 2).double(), new))
-        return {EMPTY: empty.any(-1)}
+            assign(getattr(self, name), torch.where(empty, self._now(name), new))
+        return {
+            EMPTY: empty.any(-1),
+            **{what: (here & ~empty).any(-1) for what, here in self._met(tables, statistics).items()},
+        }

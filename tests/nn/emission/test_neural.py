@@ -236,6 +236,33 @@ def test_construction_changes_nothing():
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+@pytest.mark.parametrize("make", [neural, autoregressive])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_entries(make, family):
+    """Entries are independent: each counts where it was observed, and what stands elsewhere is not read."""
+    part = make(family)
+    inputs, previous, x = known(family)
+    observed = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    law = part(STATE, inputs, previous)
+    everywhere = part(STATE, inputs, previous, torch.ones_like(observed))
+    torch.testing.assert_close(everywhere.log_prob(x), law.log_prob(x))
+    if family == "categorical":
+        expected = torch.where(observed, law.log_prob(x), 0.0)
+        torch.testing.assert_close(part(STATE, inputs, previous, observed).log_prob(x), expected)
+        return
+    expected = torch.where(observed, law.base_dist.log_prob(x), 0.0).sum(-1)
+    log_prob = part(STATE, inputs, previous, observed).log_prob(torch.where(observed, x, torch.nan))
+    torch.testing.assert_close(log_prob, expected)
+    log_prob.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in part.parameters())
+
+
+def test_a_function_as_family_has_no_missing_entries():
+    part = NeuralEmission(K, nn.Linear(K, D), lambda params: dist.Normal(params, 1.0).to_event(1))
+    with pytest.raises(ValueError, match="observed: expected None, since family is a function"):
+        part(STATE, observed=torch.ones(B, T, D, dtype=torch.bool))
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"net: expected to accept input \(\.\.\., 5\)"):
         NeuralEmission(K, network(K, D), context=2)

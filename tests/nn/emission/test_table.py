@@ -9,7 +9,22 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroSample
 from scipy import stats
 
-from pyrohmm.nn import BernoulliEmission, CategoricalEmission, GaussianEmission, PoissonEmission
+from pyrohmm.nn import (
+    BernoulliEmission,
+    BetaEmission,
+    CategoricalEmission,
+    ExponentialEmission,
+    GammaEmission,
+    GaussianEmission,
+    LogNormalEmission,
+    MultinomialEmission,
+    NegativeBinomialEmission,
+    PoissonEmission,
+    StudentTEmission,
+    VonMisesEmission,
+    ZeroInflatedNegativeBinomialEmission,
+    ZeroInflatedPoissonEmission,
+)
 
 K, D, V = 3, 3, 5
 COVARIANCES = ["diag", "full", "tied", "spherical"]
@@ -22,6 +37,16 @@ PARTS = {
         name: lambda name=name, **kwargs: GaussianEmission(K, D, covariance=name, **kwargs)  # type: ignore[misc]
         for name in COVARIANCES
     },
+    "negative binomial": lambda **kwargs: NegativeBinomialEmission(K, D, **kwargs),
+    "zero-inflated poisson": lambda **kwargs: ZeroInflatedPoissonEmission(K, D, **kwargs),
+    "zero-inflated negative binomial": lambda **kwargs: ZeroInflatedNegativeBinomialEmission(K, D, **kwargs),
+    "exponential": lambda **kwargs: ExponentialEmission(K, D, **kwargs),
+    "gamma": lambda **kwargs: GammaEmission(K, D, **kwargs),
+    "log-normal": lambda **kwargs: LogNormalEmission(K, D, **kwargs),
+    "beta": lambda **kwargs: BetaEmission(K, D, **kwargs),
+    "von mises": lambda **kwargs: VonMisesEmission(K, D, **kwargs),
+    "student": lambda **kwargs: StudentTEmission(K, D, **kwargs),
+    "multinomial": lambda **kwargs: MultinomialEmission(K, D, **kwargs),
 }
 
 
@@ -43,6 +68,8 @@ def observations(part, *shape):
     generator = torch.Generator().manual_seed(6)
     if part.event_shape == ():
         return torch.randint(V, shape, generator=generator)
+    if isinstance(part, (GammaEmission, LogNormalEmission, BetaEmission)):
+        return 0.1 + 0.8 * torch.rand(*shape, D, generator=generator)
     return torch.randint(2, (*shape, D), generator=generator).float()
 
 
