@@ -1,10 +1,9 @@
 """Saving the state of a fit to a file, so that a broken run can go on where it stopped."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
+from pyrohmm.models.saving import load, save
 
 _FORMAT = "pyrohmm fit, version 1"
 
@@ -17,12 +16,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], settings: dict[str, Any])
         state: tensors, numbers, strings, and lists and dicts of them.
         settings: what a later run must have in common with this one.
     """
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        torch.save({"format": _FORMAT, "settings": settings, "state": state}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save(path, _FORMAT, {"settings": settings, "state": state})
 
 
 def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -42,13 +36,7 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         ...     load_checkpoint(Path(folder) / "fit.pt", {"seed": 0})
         {'steps': 3}
     """
-    try:
-        # Weights only: a file from elsewhere must not be able to run code.
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"checkpoint: expected a file written by a fit, got {path}: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"checkpoint: expected a file written by a fit, got {path}, which is something else")
+    content = load("checkpoint", path, _FORMAT)
     for name, value in settings.items():
         if (saved := content["settings"].get(name)) != value:
             raise ValueError(

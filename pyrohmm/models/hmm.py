@@ -1,8 +1,10 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -18,6 +20,7 @@ from torch import Generator, Tensor, nn
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain, statewise
 from pyrohmm.distributions.padding import waits
+from pyrohmm.models import saving
 from pyrohmm.models.alignment import match_states, overlap
 from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
@@ -26,6 +29,8 @@ from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import trace_given
+
+_FORMAT = "pyrohmm model, version 1"
 
 
 @dataclass(frozen=True)
@@ -330,6 +335,45 @@ class HMM(PyroModule):
         """
         with self._with_guide(guide) as guide:
             return posterior(self.model, guide)(data)["time"]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters and buffers to a file, with the version of the library.
+
+        It holds tensors only: `load` them into a model built in the same way. `state_dict` works as in any module.
+
+        Args:
+            path: the file; its folder must exist.
+
+        Example:
+            >>> import tempfile
+            >>> from pyrohmm.nn import BernoulliEmission
+            >>> model, other = HMM(BernoulliEmission(2, 3)), HMM(BernoulliEmission(2, 3))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save(f"{folder}/model.pt")
+            ...     other.load(f"{folder}/model.pt")
+            >>> data = Sequences(torch.ones(2, 4, 3))
+            >>> torch.equal(model.log_prob(data), other.log_prob(data))
+            True
+        """
+        saving.save(Path(path), _FORMAT, {"state": self.state_dict()})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over the parameters and buffers that `save` wrote, on the model's own device.
+
+        Args:
+            path: the file.
+
+        Raises:
+            ValueError: it is no such file, or that of a model built in another way.
+        """
+        content = saving.load("path", Path(path), _FORMAT)
+        try:
+            self.load_state_dict(content["state"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"path: expected the parameters of a model like this one, got those that version {content['pyrohmm']} "
+                f"of pyrohmm wrote to {path} (this is {saving.library_version()}): {error}"
+            ) from error
 
     def simulate(
         self,

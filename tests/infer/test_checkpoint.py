@@ -47,5 +47,5 @@ def test_no_checkpoint(tmp_path, content):
         torch.save({"x": 1}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="checkpoint: expected a file written by a fit"):
+    with pytest.raises(ValueError, match="checkpoint: expected a file of form 'pyrohmm fit, version 1'"):
         load_checkpoint(path, SETTINGS)

@@ -18,6 +18,7 @@ def test_single_entries_missing(name, restarts):
     model, _ = make(name)
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(6, 20, C, generator=generator, dtype=torch.float64)
+    inputs[..., -1].round_()  # a phase, for a part that reads one
     data = model.simulate(6, 20, inputs=inputs, seed=0)
     mask = torch.rand(data.x.shape, generator=generator) < 0.8
     holes = Sequences(torch.where(mask, data.x, 0), inputs=inputs, mask=mask)
