@@ -24,11 +24,11 @@ def test_other_files(tmp_path):
     model = HMM(nn.BernoulliEmission(2, 3))
     torch.save(model.state_dict(), tmp_path / "dict.pt")
     with pytest.raises(
-        ValueError, match="path: expected a file of form 'pyrohmm model, version 1', got .*something else"
+        ValueError, match="path: expected a file of form 'pyrohmm model, .*something else"
     ):
         model.load(tmp_path / "dict.pt")
     with pytest.raises(
-        ValueError, match="path: expected a file of form 'pyrohmm model, version 1', got .*No such file"
+        ValueError, match="path: expected a file of form 'pyrohmm model, .*No such file"
     ):
         model.load(tmp_path / "none.pt")
     HMM(nn.BernoulliEmission(3, 3)).save(tmp_path / "three.pt")
