@@ -68,6 +68,11 @@ class Fitted(NamedTuple):
         theirs, mine = self.timings.get(peer), self.timings.get(ours)
         return theirs.median / mine.median if theirs and mine else None
 
+    @property
+    def peak_over_pairs(self) -> float | None:
+        """Our memory as a multiple of a number for each pair of states at each step."""
+        return None if self.peak_bytes is None else self.peak_bytes / self.pair_bytes
+
 
 class Target(NamedTuple):
     """A figure and its goal; at least or at most."""
@@ -179,6 +184,8 @@ def em_targets(fits: Sequence[Fitted]) -> list[Target]:
         gaps = [fit.gaps[name] for name in fit.gaps if name.startswith("hmmlearn")]
         what = f"{fit.task}: log-likelihoods, pyrohmm float64 and hmmlearn, largest relative difference"
         found.append(Target(what, max(gaps, default=None), at_most=1e-6))
+        what = f"{fit.task}: peak memory / a number for each pair of states at each step"
+        found.append(Target(what, fit.peak_over_pairs, at_most=1))
     return found
 
 
