@@ -3,9 +3,11 @@
 PYTHON ?= python3
 # pytest's own arguments, e.g. make test PYTEST_ARGS="tests/ops -x"
 PYTEST_ARGS ?= -n auto --maxprocesses=4
+KIND ?= cpu
+INTEROP_ARGS ?= tests/interop tests/benchmarks/peers tests/benchmarks/test_em.py
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench interop clean
 
 # The main job: train on English letters; figures and tables go to demo_results/.
 demo: .venv/installed-checks
@@ -21,9 +23,14 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports --no-logo
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-# Speed against other libraries, in an environment of its own: ARGS=--quick for a minute, ARGS=--output to save.
+# Speed against other libraries, in an environment of its own: ARGS=--quick for a minute, ARGS=--output to save, KIND=em
+# for expectation maximisation.
 bench: .venv-bench/installed
-	.venv-bench/bin/python -m benchmarks cpu $(ARGS)
+	.venv-bench/bin/python -m benchmarks $(KIND) $(ARGS)
+
+# Numbers against other libraries, in the same environment: tests that `make test` skips where these are not installed.
+interop: .venv-bench/installed
+	OMP_NUM_THREADS=1 .venv-bench/bin/python -m pytest $(INTEROP_ARGS)
 
 # .venv with the project and the extra named after the dash; again when a file it depends on is newer than the stamp.
 # torch comes first, by its pinned version: whatever asked for it later might get another build.
@@ -39,7 +46,7 @@ bench: .venv-bench/installed
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --constraint benchmarks/constraints.txt \
-		--editable . dynamax 'jax[cpu]' hmmlearn funsor
+		--editable . dynamax 'jax[cpu]' hmmlearn funsor pomegranate pytest hypothesis
 	touch $@
 
 # Everything made here but the environments.

@@ -1,4 +1,4 @@
-"""`python -m benchmarks cpu`, `gpu` or `compile`, from the root of the repository."""
+"""`python -m benchmarks cpu`, `em`, `gpu` or `compile`, from the root of the repository."""
 
 import argparse
 import json
@@ -15,13 +15,15 @@ def main(argv: list[str] | None = None) -> int:
     cpu = kinds.add_parser("cpu", help="ours and other libraries on the CPU")
     cpu.add_argument("--impl", default="auto", help="our implementation (default: auto)")
     cpu.add_argument("--quick", action="store_true", help="under a minute: few shapes, few rounds")
+    em = kinds.add_parser("em", help="expectation maximisation, ours and other libraries' on the CPU")
+    em.add_argument("--quick", action="store_true", help="about a minute: small data, few rounds")
     gpu = kinds.add_parser("gpu", help="ours and other ways on a CUDA device")
     gpu.add_argument("--quick", action="store_true", help="few shapes, few rounds")
-    for timed in (cpu, gpu):
+    for timed in (cpu, em, gpu):
         timed.add_argument("--rounds", type=int, help="rounds of each cell")
     ahead = kinds.add_parser("compile", help="registers, shared memory and spills of each GPU kernel; needs no GPU")
     ahead.add_argument("--quick", action="store_true", help="one number of states for each form")
-    for kind in (cpu, gpu, ahead):
+    for kind in (cpu, em, gpu, ahead):
         kind.add_argument(
             "--output",
             type=Path,
@@ -31,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             metavar="FILE",
         )
     cpu.set_defaults(run=_cpu)
+    em.set_defaults(run=_em)
     gpu.set_defaults(run=_gpu)
     ahead.set_defaults(run=_compile)
     options = parser.parse_args(argv)
@@ -49,6 +52,12 @@ def _cpu(options: argparse.Namespace):
     from benchmarks import cpu
 
     return cpu.run(_timed(cpu, options), options.impl)
+
+
+def _em(options: argparse.Namespace):
+    from benchmarks import em
+
+    return em.run(_timed(em, options))
 
 
 def _gpu(options: argparse.Namespace):

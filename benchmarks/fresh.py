@@ -1,12 +1,12 @@
 """What is measured in a new Python process: import, first call, peak memory.
 
-`python -m benchmarks.fresh NAME` prints one number.
+`python -m benchmarks.fresh NAME [ARGUMENT ...]` prints one number.
 """
 
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter
 
@@ -42,6 +42,15 @@ def peak_bytes() -> float:
     return peak_bytes_of(_gradient_of(4, 1, 1_000_000))
 
 
+def em_peak_bytes(*task: str) -> float:
+    """The same of `pyrohmm.fit_em`, float32, with the fields of a `benchmarks.fit.Task`."""
+    from benchmarks.fit import Task, prepare, random_start
+
+    task = Task(task[0], *map(int, task[1:]))
+    prepare(random_start(task._replace(batch=2, num_steps=10))).run()
+    return peak_bytes_of(prepare(random_start(task)).run)
+
+
 def peak_bytes_of(run: Callable[[], object]) -> float:
     """Most memory while a function runs, beyond what was resident before; on Linux."""
     # 5 sets the peak back to what is resident now. ru_maxrss would remember the parent process.
@@ -56,11 +65,13 @@ MEASUREMENTS: dict[str, Callable[[], float]] = {
     "first call": first_call_seconds,
     "peak memory": peak_bytes,
 }
+# Beside `MEASUREMENTS`, which are of the whole library; it takes arguments.
+EM_PEAK = "peak memory of EM"
 
 
-def measure(name: str, repeats: int = 5) -> float:
+def measure(name: str, repeats: int = 5, arguments: Iterable[object] = ()) -> float:
     """The median over new processes, after one whose result does not count: it fills the caches on disk."""
-    command = [sys.executable, "-m", "benchmarks.fresh", name]
+    command = [sys.executable, "-m", "benchmarks.fresh", name, *map(str, arguments)]
     results = [
         float(subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
         for _ in range(repeats + 1)
@@ -81,4 +92,5 @@ def _status(key: str) -> int:
 
 
 if __name__ == "__main__":
-    print(MEASUREMENTS[sys.argv[1]]())
+    name, *arguments = sys.argv[1:]
+    print({**MEASUREMENTS, EM_PEAK: em_peak_bytes}[name](*arguments))

@@ -10,6 +10,7 @@ from benchmarks.problem import Shape
 from benchmarks.timing import Timing
 
 HMMLEARN = ("hmmlearn log", "hmmlearn scaled")
+EM_OURS = ("pyrohmm float32", "pyrohmm float64")
 
 # What the GPU's targets are about.
 MANY = Shape(16, 4096, 1000)
@@ -43,6 +44,34 @@ class Cell(NamedTuple):
         """Our time as a multiple of the floor."""
         ours = self.seconds("pyrohmm")
         return ours and ours / self.floor
+
+
+class Fitted(NamedTuple):
+    """What was measured of expectation maximisation on one task.
+
+    Attributes:
+        task: in words.
+        timings: of the whole fit, by column; None where a library is not installed or leaves it out.
+        gaps: the largest relative difference of log-likelihoods, of all iterations, to ours in float64, by column.
+        peak_bytes: most memory of ours in float32 beyond the data; None where it was not measured.
+        pair_bytes: of a number in float32 for each pair of states of each step of each sequence.
+    """
+
+    task: str
+    timings: dict[str, Timing | None]
+    gaps: dict[str, float]
+    peak_bytes: float | None
+    pair_bytes: float
+
+    def ratio(self, peer: str, ours: str) -> float | None:
+        """How many times faster ours is."""
+        theirs, mine = self.timings.get(peer), self.timings.get(ours)
+        return theirs.median / mine.median if theirs and mine else None
+
+    @property
+    def peak_over_pairs(self) -> float | None:
+        """Our memory as a multiple of a number for each pair of states at each step."""
+        return None if self.peak_bytes is None else self.peak_bytes / self.pair_bytes
 
 
 class Target(NamedTuple):
@@ -142,6 +171,21 @@ def gpu_targets(cells: Sequence[Cell], ceilings: device.Ceilings) -> list[Target
         found.append(Target(f"{operation} ({HUGE}): ours / bare products", over, at_most=2))
     pitch = share(device.instructions(PITCH), ceilings.instructions, "viterbi", PITCH)
     found.append(Target(f"viterbi ({PITCH}): share of the instructions", pitch, at_least=0.25))
+    return found
+
+
+def em_targets(fits: Sequence[Fitted]) -> list[Target]:
+    """Every target of expectation maximisation with what this run measured."""
+    found = []
+    for fit in fits:
+        for peer in ("hmmlearn fit scaling", "dynamax fit_em"):
+            for ours in EM_OURS:
+                found.append(Target(f"{fit.task}: {peer} / {ours}", fit.ratio(peer, ours), at_least=10))
+        gaps = [fit.gaps[name] for name in fit.gaps if name.startswith("hmmlearn")]
+        what = f"{fit.task}: log-likelihoods, pyrohmm float64 and hmmlearn, largest relative difference"
+        found.append(Target(what, max(gaps, default=None), at_most=1e-6))
+        what = f"{fit.task}: peak memory / a number for each pair of states at each step"
+        found.append(Target(what, fit.peak_over_pairs, at_most=1))
     return found
 
 

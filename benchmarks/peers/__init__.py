@@ -1,10 +1,10 @@
 """Other libraries, one file each. None of them is needed: a library that is not installed has an empty column."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
-from benchmarks.problem import Prepare
+from benchmarks.problem import Job
 
 # Column of the tables: what must be installed, and where its `prepare` is.
 _COLUMNS = {
@@ -15,12 +15,16 @@ _COLUMNS = {
     "torch loop": ("torch", "benchmarks.peers.torch_loop", "prepare"),
     "torbi": ("torbi", "benchmarks.peers.torbi", "prepare"),
     "bare products": ("torch", "benchmarks.peers.products", "prepare"),
+    "dynamax fit_em": ("dynamax", "benchmarks.peers.dynamax_em", "prepare"),
+    "hmmlearn fit log": ("hmmlearn", "benchmarks.peers.hmmlearn_em", "prepare_log"),
+    "hmmlearn fit scaling": ("hmmlearn", "benchmarks.peers.hmmlearn_em", "prepare_scaling"),
 }
 CPU = ("dynamax", "hmmlearn log", "hmmlearn scaled", "DiscreteHMM")
 GPU = ("DiscreteHMM", "torch loop", "dynamax", "torbi", "bare products")
+EM = ("hmmlearn fit scaling", "hmmlearn fit log", "dynamax fit_em")
 
 
-def peers(columns: Sequence[str] = CPU) -> dict[str, Prepare | None]:
+def peers(columns: Sequence[str] = CPU) -> dict[str, Callable[..., Job | None] | None]:
     """The `prepare` of each column; None where the library is not installed."""
     found = {}
     for column in columns:

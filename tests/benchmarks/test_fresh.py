@@ -18,3 +18,9 @@ def test_peak_memory_is_what_was_held_in_between() -> None:
 @pytest.mark.parametrize("name", ["import", "first call"])
 def test_measured_in_a_new_process(name: str) -> None:
     assert 0 < fresh.measure(name, repeats=1) < math.inf
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_of_a_fit() -> None:
+    assert 1e6 < fresh.measure(fresh.EM_PEAK, repeats=1, arguments=("diag", 8, 4, 100, 100, 2)) < 1e9

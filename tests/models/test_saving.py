@@ -23,13 +23,9 @@ def test_a_saved_model_has_the_same_numbers(name, tmp_path):
 def test_other_files(tmp_path):
     model = HMM(nn.BernoulliEmission(2, 3))
     torch.save(model.state_dict(), tmp_path / "dict.pt")
-    with pytest.raises(
-        ValueError, match="path: expected a file of form 'pyrohmm model, .*something else"
-    ):
+    with pytest.raises(ValueError, match="path: expected a file of form 'pyrohmm model, .*something else"):
         model.load(tmp_path / "dict.pt")
-    with pytest.raises(
-        ValueError, match="path: expected a file of form 'pyrohmm model, .*No such file"
-    ):
+    with pytest.raises(ValueError, match="path: expected a file of form 'pyrohmm model, .*No such file"):
         model.load(tmp_path / "none.pt")
     HMM(nn.BernoulliEmission(3, 3)).save(tmp_path / "three.pt")
     with pytest.raises(ValueError, match="a model like this one, got those that version .* of pyrohmm wrote"):
