@@ -265,6 +265,13 @@ class _Fit:
         self.losses: list[list[float]] = [[] for _ in range(self.num_models)]
         self.notes: list[dict[str, int]] = [{} for _ in range(self.num_models)]
         self.running: dict[str, Statistics] = {}
+        # What all steps need of all data is made once, where that is worth while.
+        self.num_observed: int | None = None
+        self.products = None
+        if isinstance(data, Sequences) and batch_size is None:
+            self.num_observed = data.num_observed
+            if data.entries is None and "emission" in self.closed and hasattr(model.emission, "products"):
+                self.products = model.emission.products(data.x.flatten(0, 1))
         # Whether the parameters are those after as many steps as there are losses: not within a step.
         self.whole = True
         self.stream = (
@@ -307,8 +314,8 @@ class _Fit:
         for batch in self._batches():
             value, weights = self._expect(batch)
             total = total + value
-            num_observed += batch.num_observed
-            accumulate(statistics, collect(self.model, self.closed, batch, weights))
+            num_observed += self.num_observed or batch.num_observed
+            accumulate(statistics, collect(self.model, self.closed, batch, weights, self.products))
             if last is not None and self.ascent is not None:
                 self.ascent(*last, guard=False)
             last = batch, weights
@@ -366,7 +373,7 @@ class _Fit:
             if labels is None or (labels[batch.valid] < 0).any():
                 raise ValueError('data: expected a label at every step since assignment="labels"')
         with torch.no_grad():
-            potentials = self.model.potentials(batch)
+            potentials = self.model.potentials(batch, products=self.products)
         value, weights = expect(potentials, batch.lengths, self.assignment, labels)
         value = value.reshape(-1, len(batch)) if self.model.side_by_side else value.unsqueeze(0)
         if value.isnan().any():

@@ -29,7 +29,9 @@ def closed_parts(model: HMM) -> list[str]:
     return [name for name in closed if not any(id(p) in others for p in parts[name].parameters())]
 
 
-def collect(model: HMM, names: Sequence[str], data: Sequences, weights: Potentials) -> dict[str, Statistics]:
+def collect(
+    model: HMM, names: Sequence[str], data: Sequences, weights: Potentials, products: Any = None
+) -> dict[str, Statistics]:
     """The expected statistics of some parts.
 
     Args:
@@ -37,6 +39,7 @@ def collect(model: HMM, names: Sequence[str], data: Sequences, weights: Potentia
         names: of the parts.
         data: N sequences.
         weights: those of `expect`.
+        products: what `emission.products` made of all steps, if it is at hand.
 
     Returns:
         name -> statistics.
@@ -53,6 +56,9 @@ def collect(model: HMM, names: Sequence[str], data: Sequences, weights: Potentia
         observed = weights.observation
         if data.mask is not None:
             observed = observed * data.observed.unsqueeze(-1)
+        if products is not None:
+            found["emission"] = model.emission.statistics_of_products(products, observed.flatten(-3, -2))
+            return found
         steps = [
             None if value is None else value.flatten(0, 1) for value in (inputs, model._lagged(data), data.entries)
         ]

@@ -253,7 +253,12 @@ class HMM(PyroModule):
             factor: Any = trace_given(self.model, guide, data).nodes["time"]["fn"]
             return factor.log_factor.reshape(len(data))
 
-    def potentials(self, data: Sequences, parts: Collection[str] = ("initial", "transition", "emission")) -> Potentials:
+    def potentials(
+        self,
+        data: Sequences,
+        parts: Collection[str] = ("initial", "transition", "emission"),
+        products: Any = None,
+    ) -> Potentials:
         """The log-potentials of the state chains, what `pyrohmm.ops` takes, without running the program.
 
         Labels (with `use_labels`) and `data.allowed` are in the observation logits; what is missing is 0 there.
@@ -261,6 +266,7 @@ class HMM(PyroModule):
         Args:
             data: N sequences.
             parts: which are wanted; None stands for the potentials of the others.
+            products: what `emission.products` made of all steps, if it is at hand; without gradients then.
 
         Returns:
             `Potentials`: log p(z_1), (K,) or (N, K); log p(z_{t+1} | z_t), (K, K) or (N, T-1, K, K), both
@@ -284,7 +290,7 @@ class HMM(PyroModule):
             return Potentials(
                 self._initial_logits(data) if "initial" in parts else None,
                 self._transition_logits(data) if "transition" in parts else None,
-                self._observation_logits(data) if "emission" in parts else None,
+                self._observation_logits(data, products) if "emission" in parts else None,
             )
 
     def _initial_logits(self, data: Sequences) -> Tensor:
@@ -298,9 +304,13 @@ class HMM(PyroModule):
         # One matrix for all, where nothing depends on the sequence and the step.
         return logits.reshape(logits.shape[-2:]) if logits.shape[:-2].numel() == 1 else logits
 
-    def _observation_logits(self, data: Sequences) -> Tensor:
-        law = self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
-        logits = statewise.log_prob(law, data.x, data.observed).movedim(0, -1)
+    def _observation_logits(self, data: Sequences, products: Any) -> Tensor:
+        logits = None if products is None else self.emission.log_prob_of_products(products)
+        if logits is None:
+            law = self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
+            logits = statewise.log_prob(law, data.x, data.observed).movedim(0, -1)
+        else:
+            logits = logits.unflatten(-2, data.x.shape[:2])
         if data.mask is not None:
             logits = torch.where(data.observed.unsqueeze(-1), logits, 0.0)
         if self.use_labels and data.labels is not None:

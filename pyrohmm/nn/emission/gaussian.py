@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
 from pyrohmm.nn.emission.entries import ObservedGaussian, independent
+from pyrohmm.nn.emission.products import Products, log_density, products, sums
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import EMPTY, LEAST_WEIGHT, Events, Statistics, add_up, assign, table, weighted_sums
 from pyrohmm.nn.priors import NormalInverseGamma, NormalInverseWishart
@@ -178,6 +179,32 @@ class GaussianEmission(TableEmission):
     def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
         """Take sums for EM from the mean of these observations (M, D) from now on."""
         self.centre.copy_(middle(x, observed))
+
+    def products(self, x: Tensor) -> Products | None:
+        """What the two methods below need of observations (M, D) for many steps of EM; None if that would be large."""
+        # Subclasses have other laws.
+        if type(self) is not GaussianEmission:
+            return None
+        return products(x, self.centre.double(), self.covariance in ("full", "tied"))
+
+    def log_prob_of_products(self, made: Products) -> Tensor | None:
+        """The log-density of every observation in every state, (*lead, M, K), without gradients; None if inaccurate."""
+        off = table(self.loc.detach(), 2).double() - self.centre.double()
+        dtype = self.loc.dtype
+        if self.covariance in ("diag", "spherical"):
+            dims = 2 if self.covariance == "diag" else 1
+            log_scale = table(self.log_scale.detach(), dims).double()
+            log_scale = (log_scale if dims == 2 else log_scale.unsqueeze(-1)).expand(off.shape)
+            return log_density(made, off, (-2 * log_scale).exp(), 2 * log_scale.sum(-1), dtype)
+        factor = self._scale_tril(self.log_scale.exp()).detach().double()
+        factor = table(factor, 3) if self.covariance == "full" else table(factor, 2).unsqueeze(-3)
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        precision = torch.cholesky_inverse(factor).expand(*off.shape, off.shape[-1])
+        return log_density(made, off, precision, log_det.expand(off.shape[:-1]), dtype)
+
+    def statistics_of_products(self, made: Products, weights: Tensor) -> Statistics:
+        """As `expected_statistics`."""
+        return sums(made, weights)
 
     def expected_statistics(
         self,
