@@ -321,11 +321,7 @@ class HMMEstimator(BaseEstimator):
                     f"got {x[wrong][0].item()}"
                 )
             x = x.long()
-        mask = None
-        if not observed.all():
-            # Whole rows, if these are all that is missing: emissions of others need not know of single entries.
-            rows = observed.any(1)
-            mask = (rows if (rows == observed.all(1)).all() else observed).split(lengths)
+        mask = None if observed.all() else observed.reshape(x.shape).split(lengths)
         return Sequences.from_list(x.split(lengths), mask=mask, dtype=x.dtype)
 
     def _log_prob(self, data: Sequences) -> Tensor:

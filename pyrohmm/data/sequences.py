@@ -32,8 +32,8 @@ class Sequences:
         lengths: steps of each sequence (N,), integers from 1 to T. Default: all T.
         inputs: covariates (N, T, C), floating, known at every step within the length.
         labels: known states (N, T), integers, -1 where unknown.
-        mask: bool, True where x is observed: (N, T) for steps, or (N, T, *event) for single entries of x.
-            Default: all steps within the length.
+        mask: bool, True where x is observed: (N, T) for steps, or (N, T, *event) for single entries of x (kept as
+            steps if no step is observed in part). Default: all steps within the length.
         allowed: (N, T, K) bool, True for the states that are possible at a step, at least one at every step: labels
             that are known in part, such as "A or B". Default: all.
         index: place of each sequence in the whole set (N,), integers from 0 to num_total - 1. Default: 0, ..., N - 1.
@@ -97,7 +97,11 @@ class Sequences:
                 _check_shape("mask", mask, (num_sequences, num_steps))
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask must be bool (True where observed), got {_dtype_name(mask)}")
-            observed = mask = mask.to(x.device) & _widen(valid, mask.ndim)
+            mask = mask.to(x.device) & _widen(valid, mask.ndim)
+            # Whole steps, if these are all that is missing, are simpler for all who read it.
+            if mask.ndim > 2 and (mask == _widen(steps := mask.flatten(2)[..., 0], mask.ndim)).all():
+                mask = steps
+            observed = mask
         x = _fill(x, ~observed, 0)
         hint = (
             "; pass mask= with False at what is missing, or 'nan' (from_list)"
@@ -203,6 +207,7 @@ class Sequences:
             if mask != "nan":
                 raise ValueError(f"mask must be arrays of bools, 'nan' or None, got {mask!r}")
             mask = [~tensor.isnan() for tensor in tensors]
+            mask = None if all(seen.all() for seen in mask) else mask
         x = _pad("arrays", tensors)
         if dtype is None:
             dtype = torch.get_default_dtype() if x.is_floating_point() else torch.int64
@@ -283,10 +288,9 @@ class Sequences:
     def entries(self) -> Tensor | None:
         """The mask of single entries, (N, T, *event) bool; None where only whole steps are missing, or none.
 
-        >>> Sequences(torch.zeros(1, 2, 3), mask=torch.ones(1, 2, 3, dtype=torch.bool)).entries.shape
-        torch.Size([1, 2, 3])
-        >>> Sequences(torch.zeros(1, 2, 3), mask=torch.ones(1, 2, dtype=torch.bool)).entries is None
-        True
+        >>> data = Sequences.from_list([[[0.0, float("nan")], [1.0, 2.0]]], mask="nan")
+        >>> data.entries.shape, data[0].observed
+        (torch.Size([1, 2, 2]), tensor([[True, True]]))
         """
         return self.mask if self.mask is not None and self.mask.ndim > 2 else None
 

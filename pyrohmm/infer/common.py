@@ -1,6 +1,8 @@
 """What every fit needs: checks of its arguments, and the modules that it trains."""
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -55,3 +57,38 @@ def mode(modules: Sequence[nn.Module], *, training: bool) -> Iterator[None]:
     finally:
         for part, was_training in before:
             part.training = was_training
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed; see `interrupts_between_steps`."""
+
+    pressed = False
+
+    def check(self) -> None:
+        """A KeyboardInterrupt if it was."""
+        if self.pressed:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts_between_steps() -> Iterator[Interrupt]:
+    """Inside, the first Ctrl-C waits until it is asked for, so that no step is broken off; the second does not.
+
+    Only in the main thread, and where Ctrl-C has its usual meaning; elsewhere nothing changes.
+    """
+    interrupt = Interrupt()
+    usual = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not usual:
+        yield interrupt
+        return
+
+    def press(number: int, frame: Any) -> None:
+        if interrupt.pressed:
+            usual(number, frame)
+        interrupt.pressed = True
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, usual)

@@ -5,7 +5,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,20 @@ from tqdm.auto import tqdm
 
 from pyrohmm.data import Sequences
 from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
-from pyrohmm.infer.common import check_counts, check_positive, check_sequences, mode
+from pyrohmm.infer.common import check_counts, check_positive, interrupts_between_steps, mode
 from pyrohmm.infer.expectation import Assignment, expect
 from pyrohmm.infer.history import History
 from pyrohmm.infer.initialization import Method, initialize, redraw
 from pyrohmm.infer.maximization import PARTS, GradientAscent, accumulate, closed_parts, collect, maximize
 from pyrohmm.infer.minibatches import Minibatches
 from pyrohmm.infer.side_by_side import can_stack, stack, unstack
+from pyrohmm.infer.supply import Supply
 from pyrohmm.models import HMM
+from pyrohmm.models.isolation import random_state, seeded, set_random_state
 from pyrohmm.nn.part import Events, Statistics
+
+# Numbers in the largest tensors of models that are fitted side by side.
+_MOST = 2**21
 
 StepSize = float | Callable[[int], float]
 
@@ -60,18 +64,19 @@ def fit_em(
     honoured. Parameters with `requires_grad` off stay as they are. The recursions run in the dtype of the model, sums
     over steps in float64.
 
-    Ctrl-C ends the fit as if its steps were done: what was learned is kept, and the checkpoint written.
+    Ctrl-C ends the fit after the present step as if its steps were done: what was learned is kept, and the checkpoint
+    written. A second one ends it at once, possibly with some parts a step ahead of others.
 
     Args:
         model: a `pyrohmm.models.HMM`, changed in place.
-        data: the sequences; or, if they are larger than memory, an iterable of them that can be gone through many
-            times, such as a list of files that are read in turn.
+        data: the sequences (a subset of a larger set counts on its own); or, if they are larger than memory, an
+            iterable of them that can be gone through many times, such as one that reads a file after the other.
         steps: the largest number of steps, each through all data (with `step_size`, on one minibatch).
         tolerance: the fit ends once a step changes the objective by less than this, in nats for each observed time
             step; 0 for all steps, whatever they change. Not looked at with `step_size`.
         restarts: number of fits from different starts, of which the best is kept. Models of tables are fitted side by
-            side, as one. With `initialization` None the first start is the model as it is; in the others emissions are
-            "random", and networks drawn anew.
+            side, as one, unless the data are large. With `initialization` None the first start is the model as it is;
+            in the others emissions are "random", and networks drawn anew.
         initialization: how emissions are set at the start, see `pyrohmm.infer.initialize`: "kmeans", "random", or None
             to start from the model's parameters.
         assignment: "soft" for EM; "hard" for Viterbi training, which takes the best path for certain (and maximises
@@ -119,9 +124,7 @@ def fit_em(
     if not isinstance(model, HMM):
         raise TypeError(f"model: expected a pyrohmm.models.HMM, got {type(model).__name__}")
     whole = isinstance(data, Sequences)
-    if whole:
-        check_sequences("data", data)
-    elif isinstance(data, Iterator) or not isinstance(data, Iterable):
+    if not whole and (isinstance(data, Iterator) or not isinstance(data, Iterable)):
         raise TypeError(
             "data: expected pyrohmm.data.Sequences or an iterable of them that can be gone through again, "
             f"got {type(data).__name__}"
@@ -152,6 +155,7 @@ def fit_em(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model: expected at least one trainable parameter, got none")
 
+    supply = Supply(data, batch_size, model._check)
     settings = {
         "algorithm": "EM",
         "restarts": restarts,
@@ -162,14 +166,23 @@ def fit_em(
         "gradient_steps": gradient_steps,
         "learning_rate": learning_rate,
         "seed": seed,
+        "num_sequences": supply.num_sequences,
+        "num_observed": supply.num_observed,
     }
-    models = _starts(model, data, restarts, initialization, seed)
+    models = _starts(model, supply, restarts, initialization, seed)
 
     def begin(some: HMM) -> "_Fit":
-        return _Fit(some, data, assignment, batch_size, step_size, tolerance, gradient_steps, learning_rate, seed)
+        return _Fit(some, supply, assignment, batch_size, step_size, tolerance, gradient_steps, learning_rate, seed)
 
-    # As one where that is possible, else one after another.
-    fits = [begin(stack(models))] if restarts > 1 and can_stack(model) else [begin(some) for some in models]
+    # As one where that is possible, and fast: not more of them than stay near the processor together.
+    together = 1
+    if restarts > 1 and can_stack(model):
+        steps_in_memory = (
+            supply.first.x.shape[:2].numel() if batch_size is None else batch_size * supply.first.num_steps
+        )
+        together = max(1, _MOST // (steps_in_memory * model.num_states))
+    groups = [models[i : i + together] for i in range(0, restarts, together)]
+    fits = [begin(stack(group) if len(group) > 1 else group[0]) for group in groups]
     began = time.perf_counter()
 
     def save() -> None:
@@ -177,63 +190,69 @@ def fit_em(
             seconds = time.perf_counter() - began
             save_checkpoint(path, {"fits": [fit.state() for fit in fits], "seconds": seconds}, settings)
 
+    interrupted = False
+    done = 0
     if path is not None and path.exists():
         state = load_checkpoint(path, settings)
         for fit, saved in zip(fits, state["fits"], strict=True):
             fit.load(saved)
         began -= state["seconds"]
-    interrupted = False
-    done = sum(fit.num_steps for fit in fits)
+        done = sum(fit.num_steps for fit in fits)
+    device = supply.first.x.device
     with (
+        seeded(seed, device),
+        interrupts_between_steps() as interrupt,
         tqdm(total=steps * len(fits), initial=done, desc="EM", disable=not progress) as bar,
         mode([fit.model for fit in fits], training=False),
     ):
         try:
             for fit in fits:
+                if fit.random is not None:
+                    set_random_state(device, fit.random)
                 while fit.advance(steps):
+                    fit.random = random_state(device)
                     bar.set_postfix({"loss": f"{fit.best_loss:.4f}"}, refresh=False)
                     bar.update()
                     if fit.num_steps % checkpoint_every == 0:
                         save()
+                    interrupt.check()
         except KeyboardInterrupt:
             interrupted = True
     save()
     return _finish(model, fits, interrupted, time.perf_counter() - began)
 
 
-def _starts(model: HMM, data: Any, restarts: int, initialization: Method | None, seed: int) -> list[HMM]:
+def _starts(model: HMM, supply: Supply, restarts: int, initialization: Method | None, seed: int) -> list[HMM]:
     """The models that are fitted: copies, or the one itself if there is no other."""
     models = [model] if restarts == 1 else [copy.deepcopy(model) for _ in range(restarts)]
-    if isinstance(data, Sequences):
-        for some in models:
-            # Sums of squares are about a point among the data.
-            if hasattr(some.emission, "prepare"):
-                some.emission.prepare(
-                    data.x[data.observed], None if data.entries is None else data.entries[data.observed]
-                )
-        for i, some in enumerate(models):
-            if initialization is not None:
-                initialize(some, data, initialization, seed + i)
-            elif i > 0:
-                redraw(some, data, seed + i)
+    first = supply.first
+    for i, some in enumerate(models):
+        # Sums of squares are about a point among the data.
+        if hasattr(some.emission, "prepare"):
+            entries = None if first.entries is None else first.entries[first.observed]
+            some.emission.prepare(first.x[first.observed], entries)
+        if initialization is not None:
+            initialize(some, first, initialization, seed + i)
+        elif i > 0:
+            redraw(some, first, seed + i)
     return models
 
 
 def _finish(model: HMM, fits: list["_Fit"], interrupted: bool, seconds: float) -> History:
     """Put the best parameters into the model, and tell what happened."""
-    losses = [loss[-1] if loss else math.inf for fit in fits for loss in fit.losses]
+    rows = [(fit, row) for fit in fits for row in range(fit.num_models)]
+    losses = [fit.losses[row][-1] if fit.losses[row] else math.inf for fit, row in rows]
     best = min(range(len(losses)), key=losses.__getitem__)
-    if len(fits) > 1:
-        fit, row = fits[best], 0
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(fit.model.get_parameter(name))
-            for name, buffer in model.named_buffers():
-                buffer.copy_(fit.model.get_buffer(name))
-    else:
-        fit, row = fits[0], best
-        if fit.model.side_by_side:
-            unstack(fit.model, row, model)
+    fit, row = rows[best]
+    if losses[best] == math.inf and fit.impossible:
+        raise ValueError(
+            f"data: expected sequences that are possible under the model, got impossible ones at {fit.impossible[:10]} "
+            "(a mask of states or edges, labels, values outside of the emission's support)"
+        )
+    if fit.model.side_by_side:
+        unstack(fit.model, row, model)
+    elif fit.model is not model:
+        model.load_state_dict(fit.model.state_dict())
     reason = "interrupted" if interrupted else "converged" if fit.converged else "finished"
     return History(
         loss=fit.losses[row], stop_reason=reason, seconds=seconds, restarts=losses, notes=list(fit.notes[row])
@@ -246,7 +265,7 @@ class _Fit:
     def __init__(
         self,
         model: HMM,
-        data: Sequences | Iterable[Sequences],
+        supply: Supply,
         assignment: Assignment,
         batch_size: int | None,
         step_size: StepSize | None,
@@ -255,9 +274,9 @@ class _Fit:
         learning_rate: float,
         seed: int,
     ):
-        self.model, self.data = model, data
+        self.model, self.supply = model, supply
         self.assignment: Assignment = assignment
-        self.batch_size, self.step_size, self.tolerance = batch_size, step_size, tolerance
+        self.step_size, self.tolerance = step_size, tolerance
         self.closed = closed_parts(model)
         rest = [name for name in PARTS if name not in self.closed]
         self.ascent = GradientAscent(model, rest, gradient_steps, learning_rate) if rest else None
@@ -266,17 +285,24 @@ class _Fit:
         self.notes: list[dict[str, int]] = [{} for _ in range(self.num_models)]
         self.running: dict[str, Statistics] = {}
         # What all steps need of all data is made once, where that is worth while.
-        self.num_observed: int | None = None
-        self.products = None
-        if isinstance(data, Sequences) and batch_size is None:
-            self.num_observed = data.num_observed
-            if data.entries is None and "emission" in self.closed and hasattr(model.emission, "products"):
-                self.products = model.emission.products(data.x.flatten(0, 1))
+        self.products: Any = None
+        self.has_products = (
+            supply.whole is not None
+            and batch_size is None
+            and supply.whole.entries is None
+            and "emission" in self.closed
+            and hasattr(model.emission, "products")
+        )
+        # Sequences that no model makes possible; such a fit goes nowhere.
+        self.impossible: list[int] = []
+        # Whether the gradient steps of the last two steps were.
+        self.taken_back = [False, False]
+        self.random: Any = None
         # Whether the parameters are those after as many steps as there are losses: not within a step.
         self.whole = True
-        self.stream = (
-            Minibatches(data, batch_size, seed) if step_size is not None and isinstance(data, Sequences) else None
-        )
+        self.stream = None
+        if step_size is not None and supply.whole is not None:
+            self.stream = Minibatches(supply.whole, batch_size, seed)
 
     @property
     def num_steps(self) -> int:
@@ -291,14 +317,15 @@ class _Fit:
     @property
     def converged(self) -> bool:
         """Whether the last step changed no loss by the tolerance."""
-        if self.step_size is not None or self.tolerance == 0 or self.num_steps < 2:
+        # After gradient steps were taken back, smaller ones are next.
+        if self.step_size is not None or self.tolerance == 0 or self.num_steps < 2 or any(self.taken_back):
             return False
         # A restart that found a sequence impossible has no finite loss, and goes nowhere.
-        return not any(loss[-2] - loss[-1] >= self.tolerance for loss in self.losses)
+        return not any(abs(loss[-2] - loss[-1]) >= self.tolerance for loss in self.losses)
 
     def advance(self, steps: int) -> bool:
         """Make a step unless there were as many, or the fit has converged; whether one was made."""
-        if self.num_steps >= steps or self.converged:
+        if self.num_steps >= steps or self.converged or self.impossible:
             return False
         self.whole = False
         self._step_online() if self.step_size is not None else self._step()
@@ -306,34 +333,44 @@ class _Fit:
         return True
 
     def _step(self) -> None:
+        if self.has_products and self.products is None:
+            every = self.supply.first
+            observed = every.observed.flatten()
+            self.products = self.model.emission.products(every.x.flatten(0, 1), observed)
+            self.has_products = self.products is not None
         total: Tensor = torch.zeros(())
-        num_observed = 0
         statistics: dict[str, Statistics] = {}
         prior = self.model.log_prior().detach().double()
         last = None
-        for batch in self._batches():
+        for batch in self.supply:
+            if last is not None:
+                self._ascend(*last)
             value, weights = self._expect(batch)
             total = total + value
-            num_observed += self.num_observed or batch.num_observed
             accumulate(statistics, collect(self.model, self.closed, batch, weights, self.products))
-            if last is not None and self.ascent is not None:
-                self.ascent(*last, guard=False)
             last = batch, weights
-        if last is None or num_observed == 0:
-            raise ValueError("data: expected at least one observed step, got none")
-        self._record(-(total + prior) / num_observed)
+        assert last is not None  # there is a batch
+        self._record(-(total + prior) / self.supply.num_observed)
+        if self.impossible:
+            return
         self._note(maximize(self.model, statistics))
-        if self.ascent is not None:
-            # Alone, the last batch is all data.
-            alone = last[0].num_observed == num_observed
-            if not self.ascent(*last, guard=alone):
-                self.notes[0].setdefault(
-                    "gradient steps made the objective smaller, and were taken back", self.num_steps
-                )
+        self._ascend(*last)
+
+    def _ascend(self, batch: Sequences, weights: Any) -> None:
+        """The M-step of the other parts on a batch, which stands for all data."""
+        if self.ascent is None or batch.num_observed == 0:
+            return
+        # Only all data tell for certain whether a step is uphill.
+        alone = batch.num_observed == self.supply.num_observed
+        scale = self.supply.num_observed / batch.num_observed
+        kept = self.ascent(batch, weights, scale=scale, guard=alone)
+        self.taken_back = [self.taken_back[-1], not kept]
+        if not kept:
+            self.notes[0].setdefault("gradient steps made the objective smaller, and were taken back", self.num_steps)
 
     def _step_online(self) -> None:
-        batch = next(self.stream) if self.stream is not None else self._nth(self.num_steps)
-        scale = batch.num_total / len(batch)
+        batch = next(self.stream) if self.stream is not None else self.supply.item(self.num_steps)
+        scale = self.supply.num_sequences / len(batch)
         value, weights = self._expect(batch)
         prior = self.model.log_prior().detach().double()
         found = collect(self.model, self.closed, batch, weights)
@@ -345,33 +382,26 @@ class _Fit:
             for key, new in statistics.items():
                 # The first minibatch is all that there is.
                 running[key] = (1 - size) * running[key] + size * scale * new if key in running else scale * new
-        self._record(-(scale * value + prior) / max(1.0, scale * batch.num_observed))
+        if batch.num_observed or not self.num_steps:
+            self._record(-(scale * value + prior) / max(1.0, scale * batch.num_observed))
+        else:
+            # Nothing was seen, and nothing is to be told.
+            self._record(torch.tensor([losses[-1] for losses in self.losses]))
+        if self.impossible:
+            return
         self._note(maximize(self.model, self.running))
         if self.ascent is not None:
             self.ascent(batch, weights, scale=scale, guard=False)
 
-    def _batches(self) -> Iterable[Sequences]:
-        if isinstance(self.data, Sequences):
-            return [self.data] if self.batch_size is None else self.data.batches(self.batch_size)
-        return self.data
-
-    def _nth(self, index: int) -> Sequences:
-        """The batch of a step, of data that come in an iterable: round and round."""
-        if not hasattr(self, "_round"):
-            self._round = chain.from_iterable(repeat(self.data))
-            for _ in range(index):
-                next(self._round)
-        return next(self._round)
-
     def _expect(self, batch: Sequences) -> tuple[Tensor, Any]:
         """The objective of a batch without the prior, of each model, and the weights of the E-step."""
-        if not isinstance(batch, Sequences):
-            raise TypeError(f"data: expected items of pyrohmm.data.Sequences, got {type(batch).__name__}")
         labels = None
         if self.assignment == "labels":
             labels = batch.labels
             if labels is None or (labels[batch.valid] < 0).any():
                 raise ValueError('data: expected a label at every step since assignment="labels"')
+            if (largest := int(labels.max())) >= self.model.num_states:
+                raise ValueError(f"data: expected labels below {self.model.num_states}, got {largest}")
         with torch.no_grad():
             potentials = self.model.potentials(batch, products=self.products)
         value, weights = expect(potentials, batch.lengths, self.assignment, labels)
@@ -380,13 +410,9 @@ class _Fit:
             raise FloatingPointError(
                 f"step {self.num_steps + 1}: the objective is NaN; check the inputs and the networks"
             )
-        impossible = (value == -torch.inf).all(0)
-        if impossible.any():
-            where = batch.index[impossible].tolist()
-            raise ValueError(
-                f"data: expected sequences that are possible under the model, got impossible ones at {where[:10]} "
-                "(a mask of states or edges, labels, values outside of the emission's support)"
-            )
+        # Side by side, models may fail at different sequences.
+        if (value == -torch.inf).any(-1).all():
+            self.impossible += batch.index[(value == -torch.inf).any(0)].tolist()
         return value.double().sum(-1), weights
 
     def _record(self, losses: Tensor) -> None:
@@ -410,6 +436,8 @@ class _Fit:
             "running": self.running,
             "stream": None if self.stream is None else self.stream.state(),
             "ascent": None if self.ascent is None else self.ascent.state(),
+            "taken_back": self.taken_back,
+            "random": self.random,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -419,6 +447,7 @@ class _Fit:
         except RuntimeError as error:
             raise ValueError(f"checkpoint: the saved parameters are of another model: {error}") from error
         self.losses, self.notes = state["losses"], state["notes"]
+        self.taken_back, self.random = state["taken_back"], state["random"]
         device = next(iter(self.model.parameters())).device
         self.running = {
             name: {key: value.to(device) for key, value in statistics.items()}

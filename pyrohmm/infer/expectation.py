@@ -38,12 +38,17 @@ def expect(
     """
     detached = [logits.detach() for logits in potentials]
     states = labels
+    possible = None
     if assignment == "hard":
-        states = ops.viterbi(*detached, lengths=lengths).states
+        states, best = ops.viterbi(*detached, lengths=lengths)
+        # Where there is no path, there is none to be told.
+        possible = best > -torch.inf
     leaves = Potentials(*(logits.requires_grad_() for logits in detached))
     with torch.enable_grad():
         value = ops.log_partition(*leaves, lengths=lengths) if states is None else path_potential(leaves, states)
-        return value.detach(), Potentials(*torch.autograd.grad(value.sum(), leaves))
+        weights = Potentials(*torch.autograd.grad(value.sum(), leaves))
+    value = value.detach()
+    return value if possible is None else torch.where(possible, value, -torch.inf), weights
 
 
 def path_potential(potentials: Potentials, states: Tensor) -> Tensor:

@@ -129,7 +129,8 @@ class GradientAscent:
             data: the sequences.
             weights: of the E-step.
             scale: how many times the data count.
-            guard: whether to take the steps back, and to halve the learning rate, if Q fell.
+            guard: whether to take the steps back, and to halve the learning rate, if Q fell; as is always done if a
+                number is not finite.
 
         Returns:
             whether they were kept.
@@ -141,22 +142,25 @@ class GradientAscent:
         with torch.no_grad():
             old = self.objective(data, weights, scale) if guard else None
         with torch.enable_grad(), mode([self.model], training=True):
-            for _ in range(self.steps):
-                self.adam.zero_grad()
-                # Each step for itself: their number may not change how large a step is.
-                (-self.objective(data, weights, scale) / size).backward()
-                self.adam.step()
-            self.adam.zero_grad()
-        if old is None:
-            return True
+            finite = all(self._descend(data, weights, scale, size) for _ in range(self.steps))
+        self.adam.zero_grad()
         with torch.no_grad():
-            if self.objective(data, weights, scale) >= old:
+            if finite and (old is None or self.objective(data, weights, scale) >= old):
                 return True
             for parameter, value in zip(self.parameters, before, strict=True):
                 parameter.copy_(value)
         self.learning_rate /= 2
         self.restart()
         return False
+
+    def _descend(self, data: Sequences, weights: Potentials, scale: float, size: float) -> bool:
+        """One step of Adam on -Q / size, whose size does not depend on the number of steps; whether all is finite."""
+        assert self.adam is not None
+        self.adam.zero_grad()
+        loss = -self.objective(data, weights, scale) / size
+        loss.backward()
+        self.adam.step()
+        return bool(loss.isfinite()) and all(bool(p.isfinite().all()) for p in self.parameters)
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs."""

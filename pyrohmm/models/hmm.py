@@ -311,6 +311,8 @@ class HMM(PyroModule):
             logits = statewise.log_prob(law, data.x, data.observed).movedim(0, -1)
         else:
             logits = logits.unflatten(-2, data.x.shape[:2])
+        # Of data in another dtype.
+        logits = logits.to(next((p.dtype for p in self.parameters() if p.is_floating_point()), logits.dtype))
         if data.mask is not None:
             logits = torch.where(data.observed.unsqueeze(-1), logits, 0.0)
         if self.use_labels and data.labels is not None:

@@ -41,6 +41,7 @@ class Initial(Ordered, Part):
     torch.Size([5, 1, 3])
     """
 
+    side_by_side = True
     mask: Tensor | None
     prior: Tensor | None
 

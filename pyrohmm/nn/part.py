@@ -38,13 +38,15 @@ class Part(PyroModule):
 
     num_states: int
     closed_form: bool = False
-    side_by_side: bool = True
+    side_by_side: bool = False
     # Other parts of the same model whose parameters its values depend on, without being registered here.
     depends_on: tuple[nn.Module, ...] = ()
 
     @property
     def has_prior(self) -> bool:
-        """Whether the part, or one in it, was given a prior."""
+        """Whether the part, or one in it, was given a prior; a class of your own with a `log_prior` always has one."""
+        if not type(self).log_prior.__module__.startswith("pyrohmm."):
+            return True
         return any(name.rpartition(".")[2].startswith("prior") for name, _ in self.named_buffers())
 
     def log_prior(self) -> Tensor:

@@ -18,6 +18,8 @@ class MatrixTransition(Ordered, Part):
 
     mask: Tensor | None
 
+    side_by_side = True
+
     def __init__(self, num_states: int, mask: Tensor | None):
         super().__init__()
         self.num_states = count("num_states", num_states)

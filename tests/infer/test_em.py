@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import signal
 from itertools import pairwise
 
 import pyro.distributions as dist
@@ -482,3 +483,168 @@ def test_mixed_models_use_both_kinds_of_steps():
     assert history.loss[-1] < -truth.log_prob(data).sum().item() / data.num_observed + 0.01
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, before.get_parameter(name)), name
+
+
+def test_online_em_of_an_iterable_counts_all_data():
+    x = torch.poisson(5.0 * torch.ones(40, 5, 1), torch.Generator().manual_seed(0)).double()
+    batches = [Sequences(x[i : i + 4]) for i in range(0, 40, 4)]
+
+    def model() -> HMM:
+        return HMM(nn.PoissonEmission(1, 1, prior=dist.Gamma(101.0, 100.0))).double()
+
+    streamed, whole = model(), model()
+    fit(streamed, batches, steps=200, step_size=lambda step: (step + 1) ** -0.6)
+    fit(whole, Sequences(x), steps=2)
+    assert streamed.emission.log_rate.exp().item() == pytest.approx(whole.emission.log_rate.exp().item(), rel=0.03)
+
+
+def test_a_prior_counts_once_however_many_batches():
+    """A table that is fitted by gradients, since the stationary start shares it."""
+    data = gaussians(20)
+    rates = []
+    for batch_size in (None, 5):
+        transition = nn.Transition(2, prior=dist.Dirichlet(1 + 30 * torch.eye(2)))
+        emission = nn.GaussianEmission(2, 1, loc=[[-2.0], [2.0]], scale=0.7)
+        model = HMM(emission, nn.StationaryInitial(transition), transition).double()
+        for parameter in emission.parameters():
+            parameter.requires_grad_(False)
+        fit(model, data, steps=40, tolerance=0, batch_size=batch_size, learning_rate=0.02)
+        rates.append(model.transition.log_probs().exp().diagonal().detach())
+    torch.testing.assert_close(rates[0], rates[1], rtol=0, atol=0.03)
+
+
+def test_a_subset_counts_on_its_own():
+    part = gaussians()[:4]
+    expected = fit(gaussian_model(), part.as_whole(), steps=3).loss
+    assert fit(gaussian_model(), part, steps=3).loss == expected
+    online = fit(gaussian_model(), part, steps=3, batch_size=4, step_size=1.0).loss
+    assert online == pytest.approx(expected)
+
+
+def test_checkpoints_of_other_data_are_refused(tmp_path):
+    data = gaussians()
+    fit(gaussian_model(), data, steps=2, checkpoint=tmp_path / "fit.pt")
+    with pytest.raises(ValueError, match="was written with num_sequences=12, got 5"):
+        fit(gaussian_model(), data[:5], steps=4, checkpoint=tmp_path / "fit.pt")
+
+
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+def test_impossible_sequences_are_an_error(assignment):
+    model = HMM(nn.CategoricalEmission(2, 3), transition=nn.Transition(2, torch.eye(2).bool()), use_labels=True)
+    data = Sequences(torch.tensor([[0, 1, 2]]), labels=torch.tensor([[0, 1, -1]]))
+    with pytest.raises(ValueError, match="got impossible ones at .0."):
+        fit(model, data, assignment=assignment)
+
+
+def test_an_impossible_start_is_one_restart_less(monkeypatch):
+    data = gaussians()
+
+    def broken(model, data, seed):
+        if seed % 2:
+            model.initial.mask = torch.tensor([True, False])  # but some sequences are known to begin in the other
+
+    monkeypatch.setattr(em, "redraw", broken)
+    monkeypatch.setattr(em, "can_stack", lambda model: False)
+    model = HMM(nn.GaussianEmission(2, 1), nn.Initial(2, mask=torch.tensor([True, True])), use_labels=True).double()
+    history = fit(model, data, steps=3, restarts=4, tolerance=0)
+    assert sum(math.isinf(loss) for loss in history.restarts) == 2
+    assert history.loss[-1] == min(history.restarts) and math.isfinite(history.loss[-1])
+
+
+def test_an_empty_iterable_is_an_error():
+    for options in ({}, {"step_size": 0.5}):
+        with pytest.raises(ValueError, match="data: expected items each time they are gone through, got none"):
+            fit(gaussian_model(), [], **options)
+
+
+def test_iterables_far_from_zero():
+    data = gaussians()
+    far = Sequences(data.x + 1e7, data.lengths)
+    halves = [far[:6].as_whole(), far[6:].as_whole()]
+    start = {"loc": [[1e7 - 1], [1e7 + 1]]}
+    streamed, whole = gaussian_model(**start), gaussian_model(**start)
+    fit(streamed, halves, steps=10, tolerance=0)
+    fit(whole, far, steps=10, tolerance=0)
+    torch.testing.assert_close(streamed.emission.log_scale, whole.emission.log_scale, rtol=1e-6, atol=1e-6)
+
+
+def test_steps_that_are_taken_back_are_no_convergence():
+    model, data = make_model("inputs")
+    history = fit(model, data, steps=30, gradient_steps=1, learning_rate=3.0)
+    assert any("taken back" in note for note in history.notes)
+    assert history.loss[-1] < history.loss[0] - 1e-3
+    assert never_falls(history.loss)
+
+
+def test_data_of_another_dtype():
+    data = Sequences(torch.poisson(torch.full((3, 5, 2), 4.0)).double())
+    history = fit(HMM(nn.PoissonEmission(2, 2)), data, steps=3)
+    assert math.isfinite(history.loss[-1])
+
+
+def test_wrong_shapes_and_labels_change_nothing():
+    model, data = gaussian_model(), gaussians()
+    before = state_of(model)
+    for x in (torch.zeros(3, 4, 2), torch.zeros(3, 4)):
+        with pytest.raises(ValueError, match="data: expected x of shape"):
+            fit(model, Sequences(x.double()))
+    with pytest.raises(ValueError, match="data: expected labels below 2, got 2"):
+        fit(model, Sequences(data.x, labels=torch.full(data.x.shape[:2], 2)), assignment="labels")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "centre" not in name)
+
+
+def test_dropout_goes_by_the_seed(tmp_path):
+    def model() -> HMM:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
+        return HMM(nn.NeuralEmission(2, net, "gaussian")).double()
+
+    data = gaussians()
+    whole = fit(model(), data, steps=4, tolerance=0)
+    torch.manual_seed(7)
+    assert fit(model(), data, steps=4, tolerance=0).loss == whole.loss
+    fit(model(), data, steps=2, tolerance=0, checkpoint=tmp_path / "fit.pt")
+    assert fit(model(), data, steps=4, tolerance=0, checkpoint=tmp_path / "fit.pt").loss == whole.loss
+
+
+def test_ctrl_c_waits_for_the_step(tmp_path):
+    data, model, steps = gaussians(), gaussian_model(), 0
+    plain = em.maximize
+
+    def pressed(*args):
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            signal.raise_signal(signal.SIGINT)
+        return plain(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(em, "maximize", pressed)
+        history = fit(model, data, tolerance=0, checkpoint=tmp_path / "fit.pt")
+    assert history.stop_reason == "interrupted" and history.num_steps == 3
+    expected, again = gaussian_model(), gaussian_model()
+    fit(expected, data, steps=3, tolerance=0)
+    assert_close_states(model, expected, rtol=0, atol=0)
+    fit(again, data, steps=3, tolerance=0, checkpoint=tmp_path / "fit.pt")
+    assert_close_states(again, expected, rtol=0, atol=0)
+
+
+def test_a_prior_of_a_part_of_ones_own_counts_everywhere():
+    class Mine(nn.Part):
+        order, event_shape, num_states = 0, torch.Size([1]), 2
+
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.tensor([[-1.0], [1.0]]).double())
+
+        def forward(self, state, inputs=None, previous=None):
+            return dist.Normal(self.loc[state], 1.0).to_event(1)
+
+        def log_prior(self):
+            return -100 * self.loc.square().sum()
+
+    model, data = HMM(Mine()).double(), gaussians()
+    em_loss = fit(copy.deepcopy(model), data, steps=1).loss[0]
+    svi_loss = fit_svi(model, data, steps=1, progress=False).loss[0]
+    assert em_loss == pytest.approx(svi_loss)
+    assert em_loss * data.num_observed == pytest.approx(-model.log_prob(data).sum().item() + 200, rel=0.1)

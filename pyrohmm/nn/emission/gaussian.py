@@ -11,7 +11,7 @@ from pyrohmm.nn._common import count, jitter, select, start
 from pyrohmm.nn.emission.entries import ObservedGaussian, independent
 from pyrohmm.nn.emission.products import Products, log_density, products, sums
 from pyrohmm.nn.emission.table import TableEmission
-from pyrohmm.nn.part import EMPTY, LEAST_WEIGHT, Events, Statistics, add_up, assign, table, weighted_sums
+from pyrohmm.nn.part import BLOCK, EMPTY, LEAST_WEIGHT, Events, Statistics, add_up, assign, table, weighted_sums
 from pyrohmm.nn.priors import NormalInverseGamma, NormalInverseWishart
 
 NARROW = "standard deviation kept at the least one, too few distinct points"
@@ -180,12 +180,17 @@ class GaussianEmission(TableEmission):
         """Take sums for EM from the mean of these observations (M, D) from now on."""
         self.centre.copy_(middle(x, observed))
 
-    def products(self, x: Tensor) -> Products | None:
-        """What the two methods below need of observations (M, D) for many steps of EM; None if that would be large."""
+    def products(self, x: Tensor, observed: Tensor) -> Products | None:
+        """What the two methods below need of all steps for many steps of EM; None if that would be large.
+
+        Args:
+            x: (M, D).
+            observed: bool (M,), False at steps that are missing or padding, which are not read.
+        """
         # Subclasses have other laws.
         if type(self) is not GaussianEmission:
             return None
-        return products(x, self.centre.double(), self.covariance in ("full", "tied"))
+        return products(x, observed, self.centre.double(), self.covariance in ("full", "tied"))
 
     def log_prob_of_products(self, made: Products) -> Tensor | None:
         """The log-density of every observation in every state, (*lead, M, K), without gradients; None if inaccurate."""
@@ -372,7 +377,7 @@ def middle(x: Tensor, observed: Tensor | None) -> Tensor:
 
 
 def total_variance(weight: Tensor, first: Tensor, second: Tensor, centre: Tensor) -> Tensor:
-    """That of the data of all states, (*lead, D); where they do not vary, a number of the size of their squares.
+    """That of the data of all states, (*lead, D); where they do not vary, a millionth of their squares.
 
     Args:
         weight: (*lead, K, D or 1).
@@ -386,7 +391,7 @@ def total_variance(weight: Tensor, first: Tensor, second: Tensor, centre: Tensor
     size = (mean + centre).square()
     # What is left of a difference of equal numbers counts as nothing.
     nothing = variance <= 1e-12 * mean.square()
-    return torch.where(nothing, torch.where(size > 0, size, 1.0), variance)
+    return torch.where(nothing, 1e-6 * torch.where(size > 0, size, 1.0), variance)
 
 
 def moments(x: Tensor, weights: Tensor, centre: Tensor) -> Statistics:
@@ -428,13 +433,17 @@ def moments_given(
     patterns, which = observed.unique(dim=0, return_inverse=True)
     for i, pattern in enumerate(patterns):
         rows = (which == i).nonzero()[:, 0]
-        weight = weights[..., rows, :].double()
+        if pattern.all():
+            add_up(sums, moments(x[rows], weights[..., rows, :], centre))
+            continue
         mean = (loc.double() - centre).unsqueeze(-2)
-        block, rest = filled_in(x[rows].double() - centre, mean, covariance, pattern)
-        scaled = block * weight.mT.unsqueeze(-1)
-        total = weight.sum(-2)
-        second = scaled.mT @ block + total[..., None, None] * rest
-        add_up(sums, {"weight": total, "first": scaled.sum(-2), "second": second})
+        for some in rows.split(max(1, BLOCK // mean.numel())):
+            weight = weights[..., some, :].double()
+            block, rest = filled_in(x[some].double() - centre, mean, covariance, pattern)
+            scaled = block * weight.mT.unsqueeze(-1)
+            total = weight.sum(-2)
+            second = scaled.mT @ block + total[..., None, None] * rest
+            add_up(sums, {"weight": total, "first": scaled.sum(-2), "second": second})
     return sums
 
 

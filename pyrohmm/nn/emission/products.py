@@ -26,8 +26,11 @@ class Products(NamedTuple):
     full: bool
 
 
-def products(x: Tensor, centre: Tensor, full: bool) -> Products | None:
-    """The table of vectors x (M, D), in blocks; None if it were large."""
+def products(x: Tensor, observed: Tensor, centre: Tensor, full: bool) -> Products | None:
+    """The table of vectors x (M, D), in blocks, as if those that were not observed (M,) were the centre.
+
+    None if it were large.
+    """
     num, dim = x.shape
     width = 1 + dim + (dim * (dim + 1) // 2 if full else dim)
     if num * width > _MOST:
@@ -35,8 +38,9 @@ def products(x: Tensor, centre: Tensor, full: bool) -> Products | None:
     values = x.new_empty(num, width, dtype=torch.float64)
     row, column = torch.triu_indices(dim, dim, device=x.device)
     largest = x.new_zeros((), dtype=torch.float64)
-    for block, out in zip(x.split(BLOCK // width + 1), values.split(BLOCK // width + 1), strict=True):
-        block = block.double() - centre
+    blocks = (tensor.split(BLOCK // width + 1) for tensor in (x, observed, values))
+    for block, seen, out in zip(*blocks, strict=True):
+        block = torch.where(seen.unsqueeze(-1), block.double() - centre, 0.0)
         squares = block.square()
         largest = torch.maximum(largest, squares.sum(-1).max())
         out[:, 0] = 1

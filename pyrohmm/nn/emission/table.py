@@ -22,6 +22,7 @@ class TableEmission(Part):
 
     order: int = 0
     closed_form = True
+    side_by_side = True
     _shared: tuple[str, ...] = ()  # names of the parameters and buffers that all states share
 
     def __init__(self, num_states: int, event_shape: tuple[int, ...]):
