@@ -208,3 +208,48 @@ def test_em_with_priors(problem):
     model = ours(name, *values, *priors)
     fit_em(model, data, steps=10, tolerance=0.0, progress=False)
     same_parameters(name, model, their)
+
+
+@pytest.mark.parametrize("covariance", ["diag", "full"])
+def test_gaussian_mixtures(covariance):
+    random, M = np.random.default_rng(0), 2
+    x = torch.as_tensor(random.normal(size=(sum(LENGTHS), D)) * 2)
+    model = hmmlearn.GMMHMM(K, M, covariance_type=covariance, init_params="", n_iter=1, tol=-np.inf, random_state=0)
+    model.startprob_, model.transmat_ = random.dirichlet(np.ones(K)), random.dirichlet(np.ones(K), K)
+    model.weights_, model.means_ = random.dirichlet(np.ones(M), K), 2 * random.normal(size=(K, M, D))
+    root = random.normal(size=(K, M, D, D))
+    covariances = root @ root.mT + 0.5 * np.eye(D)
+    model.covars_ = covariances if covariance == "full" else covariances.diagonal(axis1=2, axis2=3).copy()
+
+    part = nn.GaussianMixtureEmission(K, D, M, covariance)
+    ours = HMM(part).double()
+    with torch.no_grad():
+        ours.initial.logits.copy_(torch.as_tensor(model.startprob_).log())
+        ours.transition.logits.copy_(torch.as_tensor(model.transmat_).log())
+        part.mixture_logits.copy_(torch.as_tensor(model.weights_).log())
+        part.components.loc.copy_(torch.as_tensor(model.means_).reshape(K * M, D))
+        factor = torch.linalg.cholesky(torch.as_tensor(covariances).reshape(K * M, D, D))
+        if covariance == "full":
+            scale = factor.diagonal(dim1=-2, dim2=-1)
+            part.components.log_scale.copy_(scale.log())
+            part.components.lower.copy_((factor / scale.unsqueeze(-1))[:, [1], [0]])
+        else:
+            part.components.log_scale.copy_(0.5 * torch.as_tensor(model.covars_).log().reshape(K * M, D))
+    data = Sequences.from_list(list(x.split(LENGTHS)), dtype=torch.float64)
+
+    score, posteriors = model.score_samples(x.numpy(), LENGTHS)
+    assert ours.log_prob(data).sum().item() == pytest.approx(score, rel=1e-12)
+    marginals = ours.posterior(data).marginals[data.valid].detach()
+    torch.testing.assert_close(marginals, torch.as_tensor(posteriors), rtol=0, atol=1e-10)
+    states = ours.posterior(data).viterbi().states[data.valid]
+    assert states.tolist() == model.predict(x.numpy(), LENGTHS).tolist()
+
+    # A step of EM: transitions, and means and weights of the components (it has priors on the covariances).
+    model.fit(x.numpy(), LENGTHS)
+    fit_em(ours, data, steps=1, progress=False)
+    for actual, expected in (
+        (ours.transition.log_probs().exp(), model.transmat_),
+        (part.mixture_logits.softmax(-1), model.weights_),
+        (part.components.loc.reshape(K, M, D), model.means_),
+    ):
+        torch.testing.assert_close(actual.detach(), torch.as_tensor(expected), rtol=1e-6, atol=1e-8)
