@@ -281,6 +281,7 @@ class _Fit:
         rest = [name for name in PARTS if name not in self.closed]
         self.ascent = GradientAscent(model, rest, gradient_steps, learning_rate) if rest else None
         self.num_models = next(iter(model.parameters())).shape[0] if model.side_by_side else 1
+        self.has_prior = any(getattr(part, "has_prior", False) for part in model.parts)
         self.losses: list[list[float]] = [[] for _ in range(self.num_models)]
         self.notes: list[dict[str, int]] = [{} for _ in range(self.num_models)]
         self.running: dict[str, Statistics] = {}
@@ -340,7 +341,7 @@ class _Fit:
             self.has_products = self.products is not None
         total: Tensor = torch.zeros(())
         statistics: dict[str, Statistics] = {}
-        prior = self.model.log_prior().detach().double()
+        prior = self.model.log_prior().detach().double() if self.has_prior else 0.0
         last = None
         for batch in self.supply:
             if last is not None:
@@ -372,7 +373,7 @@ class _Fit:
         batch = next(self.stream) if self.stream is not None else self.supply.item(self.num_steps)
         scale = self.supply.num_sequences / len(batch)
         value, weights = self._expect(batch)
-        prior = self.model.log_prior().detach().double()
+        prior = self.model.log_prior().detach().double() if self.has_prior else 0.0
         found = collect(self.model, self.closed, batch, weights)
         size: Any = self.step_size(self.num_steps + 1) if callable(self.step_size) else self.step_size
         if not 0 < size <= 1:
