@@ -314,15 +314,13 @@ def _normal(value: Tensor, parameter: Tensor) -> Tensor:
 def _multivariate_normal(value: Tensor, parameter: Tensor) -> Tensor:
     value, parameter = _promoted(value, parameter)
     loc, factor = parameter[..., 0], parameter[..., 1:]
-    unit = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
-    inverse = torch.linalg.solve_triangular(factor, unit, upper=False)
     off = value.new_empty(0)
 
     def residuals(r: int, block: Tensor, room: Tensor) -> Tensor:
         nonlocal off
         # About each mean before the product: they may be far apart, as seen from a narrow state.
         off = torch.sub(block, loc[r].unsqueeze(-1), out=off if off.shape == room.shape else torch.empty_like(room))
-        return torch.bmm(inverse[r], off, out=room)
+        return torch.linalg.solve_triangular(factor[r], off, upper=False, out=room)
 
     log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return _gaussian(value.flatten(1, -2), loc, log_det, residuals).reshape(*value.shape[:-1], -1)

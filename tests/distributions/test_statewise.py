@@ -321,3 +321,19 @@ def test_scratch_memory_of_inference_mode_serves_afterwards():
     outside = of_all_states(logits, value)
     outside.sum().backward()
     assert_close(inside.clone(), outside.detach())
+
+
+@pytest.mark.parametrize("apart", [10.0, 1e3, 1e6])
+def test_narrow_gaussians_far_apart(apart):
+    """Without gradients, float32 is about as good as the plain density, however far the other states are."""
+    factor = torch.tensor([[1.0, 0.0], [1.0, 0.01]])
+    loc = torch.stack([torch.zeros(2), torch.full((2,), apart)])
+    fn = dist.MultivariateNormal(loc.unsqueeze(1), scale_tril=factor)
+    noise = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) @ factor.mT
+    with torch.no_grad():
+        for k in range(2):
+            x = loc[k] + noise
+            exact = dist.MultivariateNormal(loc[k].double(), scale_tril=factor.double()).log_prob(x.double())
+            plain = dist.MultivariateNormal(loc[k], scale_tril=factor).log_prob(x)
+            ours = statewise.log_prob(fn, x)[k]
+            assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max() + 1e-5

@@ -648,3 +648,12 @@ def test_a_prior_of_a_part_of_ones_own_counts_everywhere():
     svi_loss = fit_svi(model, data, steps=1, progress=False).loss[0]
     assert em_loss == pytest.approx(svi_loss)
     assert em_loss * data.num_observed == pytest.approx(-model.log_prob(data).sum().item() + 200, rel=0.1)
+
+
+def test_a_constant_column_leaves_the_others_alone():
+    x = torch.full((4, 50, 2), 1000.0).double()
+    x[..., 1] = 0.1 * torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    model = HMM(nn.GaussianEmission(1, 2, "spherical")).double()
+    fit(model, Sequences(x), steps=2)
+    expected = (x[..., 1].var(correction=0) / 2).sqrt().item()
+    assert model.emission.log_scale.exp().item() == pytest.approx(expected, rel=1e-6)
