@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -188,29 +189,27 @@ def fit_em(
     def save() -> None:
         if path is not None and all(fit.whole for fit in fits):
             seconds = time.perf_counter() - began
-            save_checkpoint(path, {"fits": [fit.state() for fit in fits], "seconds": seconds}, settings)
+            state = {"fits": [fit.state() for fit in fits], "seconds": seconds, "random": random_state(device)}
+            save_checkpoint(path, state, settings)
 
     interrupted = False
-    done = 0
-    if path is not None and path.exists():
-        state = load_checkpoint(path, settings)
-        for fit, saved in zip(fits, state["fits"], strict=True):
-            fit.load(saved)
-        began -= state["seconds"]
-        done = sum(fit.num_steps for fit in fits)
     device = supply.first.x.device
     with (
         seeded(seed, device),
         interrupts_between_steps() as interrupt,
-        tqdm(total=steps * len(fits), initial=done, desc="EM", disable=not progress) as bar,
         mode([fit.model for fit in fits], training=False),
+        tqdm(total=steps * len(fits), desc="EM", disable=not progress) as bar,
     ):
+        if path is not None and path.exists():
+            saved = load_checkpoint(path, settings)
+            for fit, state in zip(fits, saved["fits"], strict=True):
+                fit.load(state)
+            set_random_state(device, saved["random"])
+            began -= saved["seconds"]
+            bar.update(sum(fit.num_steps for fit in fits))
         try:
             for fit in fits:
-                if fit.random is not None:
-                    set_random_state(device, fit.random)
                 while fit.advance(steps):
-                    fit.random = random_state(device)
                     bar.set_postfix({"loss": f"{fit.best_loss:.4f}"}, refresh=False)
                     bar.update()
                     if fit.num_steps % checkpoint_every == 0:
@@ -218,7 +217,7 @@ def fit_em(
                     interrupt.check()
         except KeyboardInterrupt:
             interrupted = True
-    save()
+        save()
     return _finish(model, fits, interrupted, time.perf_counter() - began)
 
 
@@ -254,9 +253,7 @@ def _finish(model: HMM, fits: list["_Fit"], interrupted: bool, seconds: float) -
     elif fit.model is not model:
         model.load_state_dict(fit.model.state_dict())
     reason = "interrupted" if interrupted else "converged" if fit.converged else "finished"
-    return History(
-        loss=fit.losses[row], stop_reason=reason, seconds=seconds, restarts=losses, notes=list(fit.notes[row])
-    )
+    return History(loss=fit.losses[row], stop_reason=reason, seconds=seconds, restarts=losses, notes=fit.notes[row])
 
 
 class _Fit:
@@ -276,34 +273,33 @@ class _Fit:
     ):
         self.model, self.supply = model, supply
         self.assignment: Assignment = assignment
-        self.step_size, self.tolerance = step_size, tolerance
+        self.batch_size, self.step_size, self.tolerance = batch_size, step_size, tolerance
         self.closed = closed_parts(model)
         rest = [name for name in PARTS if name not in self.closed]
         self.ascent = GradientAscent(model, rest, gradient_steps, learning_rate) if rest else None
         self.num_models = next(iter(model.parameters())).shape[0] if model.side_by_side else 1
         self.has_prior = any(getattr(part, "has_prior", False) for part in model.parts)
         self.losses: list[list[float]] = [[] for _ in range(self.num_models)]
-        self.notes: list[dict[str, int]] = [{} for _ in range(self.num_models)]
+        self.notes: list[list[str]] = [[] for _ in range(self.num_models)]
         self.running: dict[str, Statistics] = {}
-        # What all steps need of all data is made once, where that is worth while.
-        self.products: Any = None
-        self.has_products = (
-            supply.whole is not None
-            and batch_size is None
-            and supply.whole.entries is None
-            and "emission" in self.closed
-            and hasattr(model.emission, "products")
-        )
         # Sequences that no model makes possible; such a fit goes nowhere.
         self.impossible: list[int] = []
         # Whether the gradient steps of the last two steps were.
         self.taken_back = [False, False]
-        self.random: Any = None
         # Whether the parameters are those after as many steps as there are losses: not within a step.
         self.whole = True
         self.stream = None
         if step_size is not None and supply.whole is not None:
             self.stream = Minibatches(supply.whole, batch_size, seed)
+
+    @cached_property
+    def products(self) -> Any:
+        """What all steps need of all data, where it is worth while; made when `load` has had its say on the model."""
+        data, emission = self.supply.whole, self.model.emission
+        if data is None or self.batch_size is not None or data.entries is not None or "emission" not in self.closed:
+            return None
+        make = getattr(emission, "products", None)
+        return None if make is None else make(data.x.flatten(0, 1), data.observed.flatten())
 
     @property
     def num_steps(self) -> int:
@@ -334,14 +330,9 @@ class _Fit:
         return True
 
     def _step(self) -> None:
-        if self.has_products and self.products is None:
-            every = self.supply.first
-            observed = every.observed.flatten()
-            self.products = self.model.emission.products(every.x.flatten(0, 1), observed)
-            self.has_products = self.products is not None
         total: Tensor = torch.zeros(())
         statistics: dict[str, Statistics] = {}
-        prior = self.model.log_prior().detach().double() if self.has_prior else 0.0
+        prior = self._log_prior()
         last = None
         for batch in self.supply:
             if last is not None:
@@ -357,6 +348,9 @@ class _Fit:
         self._note(maximize(self.model, statistics))
         self._ascend(*last)
 
+    def _log_prior(self) -> Tensor | float:
+        return self.model.log_prior().detach().double() if self.has_prior else 0.0
+
     def _ascend(self, batch: Sequences, weights: Any) -> None:
         """The M-step of the other parts on a batch, which stands for all data."""
         if self.ascent is None or batch.num_observed == 0:
@@ -367,13 +361,13 @@ class _Fit:
         kept = self.ascent(batch, weights, scale=scale, guard=alone)
         self.taken_back = [self.taken_back[-1], not kept]
         if not kept:
-            self.notes[0].setdefault("gradient steps made the objective smaller, and were taken back", self.num_steps)
+            self._tell(0, "gradient steps made the objective smaller, and were taken back")
 
     def _step_online(self) -> None:
         batch = next(self.stream) if self.stream is not None else self.supply.item(self.num_steps)
         scale = self.supply.num_sequences / len(batch)
         value, weights = self._expect(batch)
-        prior = self.model.log_prior().detach().double() if self.has_prior else 0.0
+        prior = self._log_prior()
         found = collect(self.model, self.closed, batch, weights)
         size: Any = self.step_size(self.num_steps + 1) if callable(self.step_size) else self.step_size
         if not 0 < size <= 1:
@@ -426,7 +420,11 @@ class _Fit:
                 if flags.any():
                     for row, state in flags.reshape(self.num_models, -1).nonzero().tolist():
                         who = f"state {state}" if flags.shape[-1] == self.model.num_states else "all states"
-                        self.notes[row].setdefault(f"{part}, {who}: {text}", self.num_steps)
+                        self._tell(row, f"{part}, {who}: {text}")
+
+    def _tell(self, row: int, note: str) -> None:
+        if note not in self.notes[row]:
+            self.notes[row].append(note)
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs."""
@@ -438,7 +436,6 @@ class _Fit:
             "stream": None if self.stream is None else self.stream.state(),
             "ascent": None if self.ascent is None else self.ascent.state(),
             "taken_back": self.taken_back,
-            "random": self.random,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -448,7 +445,7 @@ class _Fit:
         except RuntimeError as error:
             raise ValueError(f"checkpoint: the saved parameters are of another model: {error}") from error
         self.losses, self.notes = state["losses"], state["notes"]
-        self.taken_back, self.random = state["taken_back"], state["random"]
+        self.taken_back = state["taken_back"]
         device = next(iter(self.model.parameters())).device
         self.running = {
             name: {key: value.to(device) for key, value in statistics.items()}

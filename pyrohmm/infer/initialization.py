@@ -12,6 +12,7 @@ from pyrohmm.infer.maximization import PARTS, closed_parts, collect
 from pyrohmm.models import HMM
 from pyrohmm.models.hmm import Potentials
 from pyrohmm.models.isolation import seeded
+from pyrohmm.nn.emission.gaussian import middle
 
 Method = Literal["kmeans", "random"]
 
@@ -90,8 +91,7 @@ def _features(model: HMM, data: Sequences) -> np.ndarray:
     entries = data.entries
     if entries is not None and features.shape == (len(features), data.event_shape.numel()):
         seen = entries[data.observed].reshape(features.shape).cpu()
-        mean = torch.where(seen, features, 0.0).sum(0) / seen.sum(0).clamp(min=1)
-        features = torch.where(seen, features, mean)
+        features = torch.where(seen, features, middle(features, seen))
     spread = features.std(0, correction=0)
     return ((features - features.mean(0)) / torch.where(spread > 0, spread, 1.0)).numpy()
 

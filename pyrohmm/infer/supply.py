@@ -1,6 +1,7 @@
 """All data of a fit in batches: from memory, or from an iterable that is gone through again and again."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from pyrohmm.data import Sequences
@@ -43,8 +44,9 @@ class Supply:
             self.first = self.whole
             self.num_sequences, self.num_observed = len(self.whole), self.whole.num_observed
         else:
-            self.first = next(iter(self))
-            counts = [(len(batch), batch.num_observed) for batch in self]
+            batches = iter(self)
+            self.first = next(batches)
+            counts = [(len(batch), batch.num_observed) for batch in chain([self.first], batches)]
             self.num_sequences, self.num_observed = (sum(column) for column in zip(*counts, strict=True))
         if self.num_observed == 0:
             raise ValueError("data: expected at least one observed step, got none")

@@ -28,7 +28,7 @@ def test_items_that_run_out():
 
         def __iter__(self):
             self.rounds += 1
-            yield from [Sequences(torch.zeros(1, 2))] * (self.rounds < 4)
+            yield from [Sequences(torch.zeros(1, 2))] * (self.rounds < 3)  # to be counted, and for one round more
 
     supply = Supply(Once(), None, nothing)
     assert len(supply.item(0)) == 1

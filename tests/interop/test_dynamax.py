@@ -24,11 +24,23 @@ from pyrohmm import nn, ops
 from pyrohmm.data import Sequences
 from pyrohmm.models import HMM
 from pyrohmm.nn.priors import NormalInverseGamma, NormalInverseWishart
+from tests.interop.sample import (
+    BITS,
+    COUNTS,
+    REAL,
+    SCALE,
+    START,
+    SYMBOLS,
+    D,
+    K,
+    N,
+    T,
+    V,
+    law,
+)
 
 jax = pytest.importorskip("jax")
 dynamax = pytest.importorskip("dynamax.hidden_markov_model")
-
-K, D, V, N, T = 3, 2, 4, 6, 30
 
 
 @pytest.fixture(autouse=True)
@@ -57,23 +69,6 @@ class Case(NamedTuple):
     closed: bool = True
 
 
-def _normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _law(*shape: int, seed: int = 0) -> Tensor:
-    return _normal(*shape, seed=seed).softmax(-1)
-
-
-STATES = _law(N, T, K, seed=1).argmax(-1)
-LOC = 2 * _normal(K, D, seed=2)
-REAL = LOC[STATES] + _normal(N, T, D, seed=3) @ torch.tensor([[1.0, 0.5], [0.0, 0.75]], dtype=torch.float64)
-UNIFORM = torch.rand(N, T, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-BITS = (UNIFORM < LOC.sigmoid()[STATES]).double()
-COUNTS = (UNIFORM * 8 * LOC.sigmoid()[STATES]).floor()
-SYMBOLS = (UNIFORM[..., 0] * V).long()
-START = LOC + 0.5 * _normal(K, D, seed=5)
-SCALE = 1 + 0.25 * torch.arange(K * D, dtype=torch.float64).reshape(K, D)
 CHOLESKY = torch.diag_embed(SCALE) + torch.tensor([[0.0, 0.0], [0.5, 0.0]], dtype=torch.float64)
 
 GAMMA = NormalInverseGamma(loc=0.5, strength=0.25, concentration=1.5, rate=0.75)
@@ -156,10 +151,10 @@ CASES = {
         lambda: _table(
             nn.CategoricalEmission(K, V, prior=dist.Dirichlet(torch.full((V,), 1.25))),
             "logits",
-            _law(K, V).log(),
+            law(K, V).log(),
         ),
         lambda **chain: dynamax.CategoricalHMM(K, 1, V, **chain, emission_prior_concentration=1.25),
-        {"emission_probs": _law(K, 1, V)},
+        {"emission_probs": law(K, 1, V)},
         SYMBOLS,
         lambda emission: [emission.logits.softmax(-1).unsqueeze(-2)],
     ),
@@ -208,10 +203,10 @@ def pair(case: Case) -> Pair:
     emission = case.ours()
     ours = HMM(emission, nn.Initial(K, prior=prior), nn.Transition(K, prior=prior)).double()
     with torch.no_grad():
-        ours.initial.logits.copy_(_law(K).log())
-        ours.transition.logits.copy_(_law(K, K).log())
+        ours.initial.logits.copy_(law(K).log())
+        ours.transition.logits.copy_(law(K, K).log())
     theirs = case.theirs(initial_probs_concentration=1.5, transition_matrix_concentration=1.5)
-    start = {"initial_probs": _law(K), "transition_matrix": _law(K, K), **case.start}
+    start = {"initial_probs": law(K), "transition_matrix": law(K, K), **case.start}
     params, props = theirs.initialize(**{name: _array(value) for name, value in start.items()})
     return Pair(ours, Sequences(case.x), theirs, params, props, _array(case.x.reshape(N, T, -1)))
 

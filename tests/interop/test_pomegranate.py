@@ -17,11 +17,23 @@ import pyrohmm
 from pyrohmm import nn, ops
 from pyrohmm.data import Sequences
 from pyrohmm.models import HMM
+from tests.interop.sample import (
+    BITS,
+    COUNTS,
+    REAL,
+    SCALE,
+    START,
+    SYMBOLS,
+    D,
+    K,
+    N,
+    T,
+    V,
+    law,
+)
 
 hmm = pytest.importorskip("pomegranate.hmm")
 distributions = pytest.importorskip("pomegranate.distributions")
-
-K, D, V, N, T = 3, 2, 4, 6, 30
 
 
 @pytest.fixture(autouse=True)
@@ -51,25 +63,8 @@ class Case(NamedTuple):
     read_theirs: Callable[[Any], list[Tensor]]
 
 
-def _normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _law(*shape: int, seed: int = 0) -> Tensor:
-    return _normal(*shape, seed=seed).softmax(-1)
-
-
-STATES = _law(N, T, K, seed=1).argmax(-1)
-LOC = 2 * _normal(K, D, seed=2)
-REAL = LOC[STATES] + _normal(N, T, D, seed=3) @ torch.tensor([[1.0, 0.5], [0.0, 0.75]], dtype=torch.float64)
-UNIFORM = torch.rand(N, T, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-BITS = (UNIFORM < LOC.sigmoid()[STATES]).double()
-COUNTS = (UNIFORM * 8 * LOC.sigmoid()[STATES]).floor()
-SYMBOLS = (UNIFORM[..., 0] * V).long()
-START = LOC + 0.5 * _normal(K, D, seed=5)
-SCALE = 1 + 0.25 * torch.arange(K * D, dtype=torch.float64).reshape(K, D)
 # To move from state to state, or to end.
-MOVES = _law(K, K + 1)
+MOVES = law(K, K + 1)
 
 
 def _gaussian(covariance: str, scale: Tensor) -> Callable[[], tuple[Any, dict[str, Tensor]]]:
@@ -96,8 +91,8 @@ CASES = {
         lambda law: [law.means, law.covs.log()],
     ),
     "categorical": Case(
-        lambda: (nn.CategoricalEmission(K + 1, V), {"logits": _law(K, V).log()}),
-        lambda k: distributions.Categorical(_law(K, V)[k : k + 1]),
+        lambda: (nn.CategoricalEmission(K + 1, V), {"logits": law(K, V).log()}),
+        lambda k: distributions.Categorical(law(K, V)[k : k + 1]),
         SYMBOLS,
         lambda emission: [emission.logits[:K].softmax(-1)],
         lambda law: [law.probs[0]],
@@ -143,14 +138,14 @@ def pair(case: Case) -> Pair:
     with torch.no_grad():
         for name, value in values.items():
             getattr(emission, name)[:K] = value
-        ours.initial.logits[:K] = _law(K).log()
+        ours.initial.logits[:K] = law(K).log()
         ours.transition.logits[:K] = MOVES.log()
     x = torch.cat([case.x, case.x[:, -1:]], 1)
     observed = torch.arange(T + 1) < T
     allowed = (torch.arange(K + 1) < K) == observed.unsqueeze(-1)
     data = Sequences(x, mask=observed.expand(N, -1), allowed=allowed.expand(N, -1, -1))
     laws = [case.theirs(k) for k in range(K)]
-    theirs = hmm.DenseHMM(laws, edges=MOVES[:, :K], starts=_law(K), ends=MOVES[:, K], tol=0.0)
+    theirs = hmm.DenseHMM(laws, edges=MOVES[:, :K], starts=law(K), ends=MOVES[:, K], tol=0.0)
     return Pair(ours, data, theirs, case.x.reshape(N, T, -1))
 
 

@@ -8,9 +8,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import jitter, select, start
-from pyrohmm.nn._prior import beta_log_prob, beta_mode, beta_prior, gamma_log_prob, gamma_prior
+from pyrohmm.nn._prior import beta_log_prob, beta_mode, beta_prior
 from pyrohmm.nn.emission._laws import NegativeBinomial
 from pyrohmm.nn.emission.concentration import ConcentrationEmission
+from pyrohmm.nn.emission.rates import RateEmission
 from pyrohmm.nn.emission.table import EntriesEmission
 from pyrohmm.nn.part import LEAST_WEIGHT, Events, Statistics, table
 
@@ -32,7 +33,7 @@ class _Counts(EntriesEmission):
         return x.sqrt()
 
 
-class PoissonEmission(_Counts):
+class PoissonEmission(RateEmission, _Counts):
     """D independent counts: p(x_d | z = k) = Poisson(x_d; exp(log_rate_kd)), rates in counts for each step.
 
     Args:
@@ -58,31 +59,8 @@ class PoissonEmission(_Counts):
             [2.]])
     """
 
-    def __init__(
-        self,
-        num_states: int,
-        dim: int,
-        *,
-        rate: Any = None,
-        noise: float = 0.1,
-        prior: Any = None,
-        generator: Generator | None = None,
-    ):
-        super().__init__(num_states, dim)
-        shape = num_states, dim
-        mean = start("rate", 1.0 if rate is None else rate, shape, 0)
-        self.log_rate = nn.Parameter(mean.log() + noise * jitter(rate, shape, generator))
-
-        self.register_buffer("prior", gamma_prior(prior, shape))
-
     def _entries(self, state: Tensor) -> TorchDistributionMixin:
         return dist.Poisson(select(self.log_rate, state).exp())
-
-    def log_prior(self) -> Tensor:
-        """The log-density of the rates under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.prior is None:
-            return super().log_prior()
-        return gamma_log_prob(table(self.log_rate, 2), self.prior).sum((-2, -1))
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
         total = sums["total"]

@@ -201,8 +201,7 @@ class GaussianEmission(TableEmission):
             log_scale = table(self.log_scale.detach(), dims).double()
             log_scale = (log_scale if dims == 2 else log_scale.unsqueeze(-1)).expand(off.shape)
             return log_density(made, off, (-2 * log_scale).exp(), 2 * log_scale.sum(-1), dtype)
-        factor = self._scale_tril(self.log_scale.exp()).detach().double()
-        factor = table(factor, 3) if self.covariance == "full" else table(factor, 2).unsqueeze(-3)
+        factor = self._factors()
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         precision = torch.cholesky_inverse(factor).expand(*off.shape, off.shape[-1])
         return log_density(made, off, precision, log_det.expand(off.shape[:-1]), dtype)
@@ -249,9 +248,13 @@ class GaussianEmission(TableEmission):
 
     def _covariances(self) -> Tensor:
         """With "full" and "tied", (*lead, K or 1, D, D) in float64."""
-        factor = self._scale_tril(self.log_scale.exp()).detach().double()
-        factor = table(factor, 3) if self.covariance == "full" else table(factor, 2).unsqueeze(-3)
+        factor = self._factors()
         return factor @ factor.mT
+
+    def _factors(self) -> Tensor:
+        """Those of Cholesky, as `_covariances`."""
+        factor = self._scale_tril(self.log_scale.exp()).detach().double()
+        return table(factor, 3) if self.covariance == "full" else table(factor, 2).unsqueeze(-3)
 
     def maximize(self, statistics: Statistics) -> Events:
         """Set means and covariances to the best ones, with every standard deviation at least `least_scale`.

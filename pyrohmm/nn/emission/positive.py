@@ -8,13 +8,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import jitter, select, start
-from pyrohmm.nn._prior import gamma_log_prob, gamma_prior
 from pyrohmm.nn.emission._laws import Gamma
 from pyrohmm.nn.emission.concentration import ConcentrationEmission, gamma_slope
 from pyrohmm.nn.emission.entries import independent
 from pyrohmm.nn.emission.gaussian import GaussianEmission
-from pyrohmm.nn.emission.table import EntriesEmission
-from pyrohmm.nn.part import Statistics, table
+from pyrohmm.nn.emission.rates import RateEmission
+from pyrohmm.nn.part import Statistics
 from pyrohmm.nn.priors import NormalInverseGamma
 
 # The M-step keeps logarithms of rates and means within it, where float32 has room for products with data.
@@ -26,7 +25,7 @@ def positive_log(x: Tensor) -> Tensor:
     return x.clamp_min(torch.finfo(x.dtype).tiny).log()
 
 
-class ExponentialEmission(EntriesEmission):
+class ExponentialEmission(RateEmission):
     """D independent waiting times: p(x_d | z = k) = Exponential(x_d; exp(log_rate_kd)), rates in 1 / units of x.
 
     Args:
@@ -54,30 +53,8 @@ class ExponentialEmission(EntriesEmission):
     tensor([[1., 2.]])
     """
 
-    def __init__(
-        self,
-        num_states: int,
-        dim: int,
-        *,
-        rate: Any = None,
-        noise: float = 0.1,
-        prior: Any = None,
-        generator: Generator | None = None,
-    ):
-        super().__init__(num_states, dim)
-        shape = num_states, dim
-        first = start("rate", 1.0 if rate is None else rate, shape, 0)
-        self.log_rate = nn.Parameter(first.log() + noise * jitter(rate, shape, generator))
-        self.register_buffer("prior", gamma_prior(prior, shape))
-
     def _entries(self, state: Tensor) -> TorchDistributionMixin:
         return dist.Exponential(select(self.log_rate, state).exp())
-
-    def log_prior(self) -> Tensor:
-        """The log-density of the rates under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.prior is None:
-            return super().log_prior()
-        return gamma_log_prob(table(self.log_rate, 2), self.prior).sum((-2, -1))
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
         total = sums["total"]
