@@ -1,4 +1,4 @@
-"""Parts of a hidden Markov model as modules: initial and transition logits, emission distributions.
+"""Parts of a hidden Markov model as modules: initial and transition logits, emissions, encoders for guides.
 
 Every part is a `pyro.nn.PyroModule`. Its parameters are real-valued and live in the module, so it trains with any
 torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSample` prior. `state` broadcasts against
@@ -29,6 +29,12 @@ from pyrohmm.nn.emission.regression import LogisticRegressionEmission as Logisti
 from pyrohmm.nn.emission.regression import PoissonRegressionEmission as PoissonRegressionEmission
 from pyrohmm.nn.emission.student import StudentTEmission as StudentTEmission
 from pyrohmm.nn.emission.tied import TiedEmission as TiedEmission
+from pyrohmm.nn.encoder.chain import ChainEncoder as ChainEncoder
+from pyrohmm.nn.encoder.convolutional import ConvolutionalEncoder as ConvolutionalEncoder
+from pyrohmm.nn.encoder.encoder import Encoder as Encoder
+from pyrohmm.nn.encoder.encoder import StepEncoder as StepEncoder
+from pyrohmm.nn.encoder.recurrent import RecurrentEncoder as RecurrentEncoder
+from pyrohmm.nn.encoder.transformer import TransformerEncoder as TransformerEncoder
 from pyrohmm.nn.initial import Initial as Initial
 from pyrohmm.nn.masks import banded as banded
 from pyrohmm.nn.masks import left_to_right as left_to_right
