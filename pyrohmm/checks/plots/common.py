@@ -14,6 +14,7 @@ from pyrohmm.distributions import MarkovChain
 # Okabe and Ito (2008), told apart by the colour-blind; the first two differ most, grey stands in for black.
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 BAND = 0.3  # opacity of bands behind curves
+PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}  # behind numbers
 
 
 class Decoded(NamedTuple):
@@ -203,7 +204,9 @@ def observations(data: Sequences | Tensor, posterior: MarkovChain) -> tuple[Tens
     return x, seen
 
 
-def bands(ax: Any, states: np.ndarray, axis: Axis, palette: Sequence[Any], low: float, high: float, **style: Any) -> None:
+def bands(
+    ax: Any, states: np.ndarray, axis: Axis, palette: Sequence[Any], low: float, high: float, **style: Any
+) -> None:
     """Rectangles from `low` to `high`, in parts of the height of the axes, over the runs of each state.
 
     States outside of 0, ..., K - 1, such as -1 where they are unknown, are left blank. One collection for each state
@@ -218,7 +221,9 @@ def bands(ax: Any, states: np.ndarray, axis: Axis, palette: Sequence[Any], low: 
             continue
         spans = zip(axis.edges[starts[here]], axis.edges[ends[here]], strict=True)
         corners = [[(a, low), (a, high), (b, high), (b, low)] for a, b in spans]
-        patches = PolyCollection(corners, facecolors=[colour], linewidths=0, transform=ax.get_xaxis_transform(), **style)
+        patches = PolyCollection(
+            corners, facecolors=[colour], linewidths=0, transform=ax.get_xaxis_transform(), **style
+        )
         ax.add_collection(patches, autolim=False)
 
 
@@ -257,6 +262,5 @@ def shown(probability: float) -> str:
     """
     if probability in (0.0, 1.0):
         return f"{probability:.0f}"
-    if probability < 0.01:
-        return "<.01"
-    return ">.99" if probability > 0.99 else f"{probability:.2f}".removeprefix("0")
+    digits = f"{probability:.2f}"
+    return {"0.00": "<.01", "1.00": ">.99"}.get(digits, digits[1:])

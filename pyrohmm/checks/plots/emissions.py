@@ -71,11 +71,11 @@ def plot_emissions(
         >>> from pyrohmm.nn import CategoricalEmission
         >>> model = HMM(CategoricalEmission(2, 3, probs=[[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]]))
         >>> ax = plot_emissions(model, Sequences.from_list([[0, 0, 2, 2], [2, 0]]))
-        >>> [bar.get_height() for bar in ax.patches]
+        >>> [float(bar.get_height()) for bar in ax.patches]
         [0.5, 0.0, 0.5]
     """
     with torch.no_grad():
-        law = emission_law(model, data)
+        law, states_first = emission_law(model, data)
         if posterior is None:
             posterior = model.posterior(data)  # pyright: ignore[reportArgumentType]
         x, seen = observations(data, posterior)
@@ -87,14 +87,19 @@ def plot_emissions(
             raise ValueError(f"data: expected an observed value of entry {dim}, got none")
         values = x[seen]
         weights = torch.where(seen.unsqueeze(-1), posterior.marginals, 0.0).movedim(-1, 0).double() / count
-        entry = law_of_entry(law, dim)
+        entry = marginal(law, dim)
         discrete = bool(entry.support.is_discrete)
         points = support_points(values, entry.support) if discrete else grid(values)
-        heights = np.stack([numbers(averaged(entry, point, weights)) for point in points], 1)
+        heights = np.stack([numbers(averaged(entry, states_first, point, weights)) for point in points], 1)
 
     names, palette = names_of_states(state_names, len(heights)), colours(len(heights))
-    ax = new_axes(ax)
     observed, places = numbers(values), numbers(points)
+    if value_names is not None:
+        if not discrete:
+            raise ValueError("value_names: expected None, as the values are no symbols")
+        if isinstance(value_names, str) or len(value_names) <= places[-1] or places[0] < 0:
+            raise ValueError(f"value_names: expected names of 0, ..., {int(places[-1])}, got {value_names!r}")
+    ax = new_axes(ax)
     if discrete:
         width = -(-len(points) // MOST_SYMBOLS)
         edges = np.arange(places[0], places[-1] + width + 1, width) - 0.5
@@ -113,8 +118,6 @@ def plot_emissions(
         handles += ax.plot(places, heights.sum(0), color="0.1", linewidth=1, linestyle="--", label="all states")
     if discrete:
         label_values(ax, places, value_names)
-    elif value_names is not None:
-        raise ValueError("value_names: expected None, as the values are no symbols")
     vector = bool(law.event_shape)
     ax.set_xlabel(label if label is not None else f"x[{dim}]" if vector else "x")
     ax.set_ylabel("probability" if discrete else "density")
@@ -125,52 +128,37 @@ def plot_emissions(
     return ax
 
 
-class EmissionLaw(NamedTuple):
-    """The law of an observation in each state at each step, and how to put a tensor of its batch shape as (K, ..., T)."""
+def emission_law(model: HMM | HiddenMarkovModel, data: Sequences | Tensor) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """The law of an observation in each state, at each step of the data if the steps differ.
 
-    law: Any
-    states_first: Callable[[Tensor], Tensor]
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """() or (D,)."""
-        return self.law.event_shape
-
-
-def emission_law(model: HMM | HiddenMarkovModel, data: Sequences | Tensor) -> EmissionLaw:
-    """What the model says of an observation in each state, at each step of the data if the steps differ."""
+    Returns:
+        the law, and a function that puts a tensor of its batch shape as (K, ..., T).
+    """
     if isinstance(model, HMM):
         if not isinstance(data, Sequences):
             raise TypeError(f"data: expected pyrohmm.data.Sequences for an HMM, got {type(data).__name__}")
-        if model._names_of_priors():
-            raise ValueError(f"model: expected parameters without priors, got {', '.join(model._names_of_priors())}")
+        if priors := model._names_of_priors():
+            raise ValueError(f"model: expected parameters without priors, got PyroSample for {', '.join(priors)}")
         model._check(data)
         with own_parameters(model):
             law = model._emission(model._states(), data.inputs, model._lagged(data), None)
-        return EmissionLaw(law, lambda tensor: tensor)
+        return law, lambda tensor: tensor
     if not isinstance(model, HiddenMarkovModel):
         raise TypeError(f"model: expected an HMM or a HiddenMarkovModel, got {type(model).__name__}")
     varying = model._time_varying
-    return EmissionLaw(model.emission, lambda t: t.movedim(-1, 0) if varying else t.movedim(-1, 0).unsqueeze(-1))
-
-
-def law_of_entry(emission: EmissionLaw, dim: int) -> Entry:
-    """The law of entry `dim` of an observation, its log-density as (K, ..., T)."""
-    if len(emission.event_shape) > 1:
-        raise ValueError(f"model: expected observations of shape () or (D,), got {tuple(emission.event_shape)}")
-    entry = marginal(emission.law, dim)
-    return Entry(lambda value: emission.states_first(entry.log_prob(value)), entry.support)
+    return model.emission, lambda t: t.movedim(-1, 0) if varying else t.movedim(-1, 0).unsqueeze(-1)
 
 
 def marginal(law: Any, dim: int) -> Entry:
-    """The law of one entry of a vector, (*batch)."""
+    """The law of one entry of a vector, of a batch shape that broadcasts to that of the whole."""
+    if len(law.event_shape) > 1:
+        raise ValueError(f"model: expected observations of shape () or (D,), got {tuple(law.event_shape)}")
     if not law.event_shape:
         return Entry(law.log_prob, law.support)
     if isinstance(law, Streams):
         for part, size in zip(law.laws, law.sizes, strict=True):
             if dim < size:
-                entry = marginal(part, dim)
-                return Entry(lambda value: entry.log_prob(value).expand(law.batch_shape), entry.support)
+                return marginal(part, dim)
             dim -= size
     if isinstance(law, Mixture):
         parts = [marginal(part, dim) for part in law.laws]
@@ -189,11 +177,11 @@ def marginal(law: Any, dim: int) -> Entry:
     raise TypeError(f"model: expected an emission of which the law of one entry is known, got {type(law).__name__}")
 
 
-def averaged(entry: Entry, point: Tensor, weights: Tensor) -> Tensor:
+def averaged(entry: Entry, states_first: Callable[[Tensor], Tensor], point: Tensor, weights: Tensor) -> Tensor:
     """The density at a point (), averaged with the weights (K, ..., T) of states and steps, (K,)."""
     if not entry.support.check(point).all():
         return weights.new_zeros(len(weights))
-    density = entry.log_prob(point).double().exp()
+    density = states_first(entry.log_prob(point)).double().exp()
     lead = weights.dim() - density.dim()
     density = density.reshape(len(weights), *[1] * lead, *density.shape[1:])
     return (weights.sum_to_size(density.shape) * density).flatten(1).sum(1)
@@ -228,7 +216,5 @@ def label_values(ax: Any, places: np.ndarray, value_names: Sequence[str] | None)
 
         ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
         return
-    if isinstance(value_names, str) or len(value_names) <= places[-1]:
-        raise ValueError(f"value_names: expected a name for each of 0, ..., {int(places[-1])}, got {value_names!r}")
     ticks = places[:: -(-len(places) // 30)]
     ax.set_xticks(ticks, [value_names[int(place)] for place in ticks])

@@ -1,4 +1,4 @@
-"""Plots of a transition matrix: as a heat map and as a graph; and of how long states last by it."""
+"""Plots of a transition matrix, as a heat map and as a graph."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyrohmm.checks.plots.common import colours, names_of_states, new_axes, numbers, panels, runs, shown
+from pyrohmm.checks.plots.common import PLATE, colours, names_of_states, new_axes, numbers, shown
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
 from pyrohmm.models import HMM
 from pyrohmm.models.isolation import own_parameters
 
 MOST_NUMBERS = 20  # states for which the heat map has numbers
 MOST_LABELS = 14  # arrows between states for which the graph has all numbers
-MOST_BARS = 40
 BEND = 0.18  # of the arrows, a part of their length
 LETTER = 0.09  # width of a letter, where the states lie on a circle of radius 1
-PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}  # behind numbers
 
 Transitions = HMM | HiddenMarkovModel | MarkovChain | ArrayLike | Tensor
 
@@ -61,10 +59,9 @@ def plot_transitions(transitions: Transitions, *, state_names: Sequence[str] | N
     ax = new_axes(ax, size, size)
     image = ax.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
     if num_states <= MOST_NUMBERS:
-        # In points, from the height of a cell as the figure is now.
-        box = ax.get_position()
-        width, height = ax.figure.get_size_inches()
-        cell = 72 * min(width * box.width, height * box.height) / num_states
+        # In points, from the size of a cell as the figure is now.
+        size = ax.get_window_extent()
+        cell = 72 * min(size.width, size.height) / (ax.figure.dpi * num_states)
         for (row, column), value in np.ndenumerate(matrix):
             colour = "white" if value > 0.55 else "black"
             text = shown(value)
@@ -162,12 +159,22 @@ def plot_state_graph(
             style["ha"] = "center" if abs(outward[i, 0]) < 0.3 else "left" if outward[i, 0] > 0 else "right"
         ax.text(*where, name, color="black" if light or not inside else "white", **style)
 
+    reach = (num_states > 1) + radii.max() + 2 * loop_size(radii.max()) + 0.1
+    wide, high = reach, 0.45 if num_states == 2 else reach
+    if not inside:
+        wide, high = wide + LETTER * max(map(len, names)), high + 0.1
+    ax.set(xlim=(-wide, wide), ylim=(-high, high), aspect="equal")
+    ax.axis("off")
+
+    # Lines are as wide as the discs allow, which is known in inches only.
+    size = ax.get_window_extent()
+    scale = min(1.0, max(0.5, min(size.width / wide, size.height / high) / (2 * ax.figure.dpi)))
     edges = [(i, j) for i in range(num_states) for j in range(num_states) if matrix[i, j] > 0 and matrix[i, j] >= least]
     crowded = sum(start != end for start, end in edges) > MOST_LABELS
     for start, end in edges:
         probability = matrix[start, end]
-        width = 0.5 + 3 * probability
-        head = f"-|>,head_length={3 + 0.8 * width},head_width={1.5 + 0.6 * width}"
+        width = scale * (0.5 + 3 * probability)
+        head = f"-|>,head_length={3 * scale + 0.8 * width},head_width={1.5 * scale + 0.6 * width}"
         style = {"linewidth": width, "color": "0.45", "arrowstyle": head, "zorder": 2, "shrinkA": 0, "shrinkB": 0}
         style |= {"joinstyle": "miter", "capstyle": "butt"}
         if start == end:
@@ -180,12 +187,6 @@ def plot_state_graph(
         ax.add_patch(arrow)
         if start == end or not crowded or probability >= 0.1:
             ax.text(*middle, shown(probability), fontsize=8, ha="center", va="center", zorder=5, bbox=PLATE)
-    reach = (num_states > 1) + radii.max() + 2 * loop_size(radii.max()) + 0.1
-    wide, high = reach, 0.45 if num_states == 2 else reach
-    if not inside:
-        wide, high = wide + LETTER * max(map(len, names)), high + 0.1
-    ax.set(xlim=(-wide, wide), ylim=(-high, high), aspect="equal")
-    ax.axis("off")
     return ax
 
 
@@ -213,124 +214,6 @@ def on_bend(start: np.ndarray, end: np.ndarray, share: float) -> np.ndarray:
     return (1 - share) ** 2 * start + 2 * share * (1 - share) * control + share**2 * end
 
 
-def plot_dwell_times(
-    states: MarkovChain | Tensor,
-    transitions: Transitions | None = None,
-    *,
-    chosen: Sequence[int] | None = None,
-    state_names: Sequence[str] | None = None,
-    time_label: str = "dwell time (steps)",
-    ax: Any = None,
-) -> Any:
-    r"""Plot how long states last in decoded paths, beside the geometric law that the transition matrix implies.
-
-    .. math:: p(d \mid k) = A_{kk}^{d - 1} (1 - A_{kk})
-
-    The last run of each path is left out, as its end was not seen, and so are those that end in an unknown state. The
-    most probable path is smoother than the truth: even of a right model it has too few short runs. Paths drawn from the
-    posterior (`posterior.sample((100,))`) have not.
-
-    Args:
-        states: a posterior, of which the most probable paths are taken, or paths (..., T), int64, -1 past the length
-            or where unknown.
-        transitions: as for `plot_transitions`; those of the posterior if None.
-        chosen: the states that get a panel; all if None.
-        state_names: K names.
-        time_label: label of the axis of dwell times.
-        ax: matplotlib axes whose place is split into the panels; a new figure's if None.
-
-    Returns:
-        The axes of the first panel. The others follow it in `ax.figure.axes`.
-
-    Raises:
-        TypeError, ValueError: as for `plot_transitions`, states outside of -1, ..., K - 1, or no transitions given
-            where `states` are paths.
-        ImportError: matplotlib is not installed.
-
-    Example:
-        >>> import matplotlib
-        >>> matplotlib.use("Agg")
-        >>> path = torch.tensor([0, 0, 0, 1, 0, 1, 1, 1])
-        >>> ax = plot_dwell_times(path, [[0.5, 0.5], [0.5, 0.5]], chosen=[0])
-        >>> [bar.get_height() for bar in ax.patches[:3]]
-        [0.5, 0.0, 0.5]
-    """
-    if transitions is None:
-        if not isinstance(states, MarkovChain):
-            raise TypeError("transitions: expected some beside paths, got None")
-        transitions = states
-    matrix = transition_matrix(transitions)
-    num_states = len(matrix)
-    names, palette = names_of_states(state_names, num_states), colours(num_states)
-    dwells = dwell_times(states, num_states)
-    which = list(range(num_states)) if chosen is None else list(chosen)
-    if not which or not all(0 <= state < num_states for state in which):
-        raise ValueError(f"chosen: expected some of 0, ..., {num_states - 1}, got {chosen}")
-
-    columns = min(len(which), 4 if len(which) > 6 else 3)
-    rows = -(-len(which) // columns)
-    ax = new_axes(ax, max(4.0, min(8.0, 3.0 * columns)), 0.6 + 2.1 * rows)
-    grid = panels(ax, [1.0] * rows, columns)
-    for spare in grid[len(which) :]:
-        spare.remove()
-    for i, (panel, state) in enumerate(zip(grid, which, strict=False)):
-        draw_dwells(panel, dwells[state], matrix[state, state], palette[state])
-        panel.set_title(names[state], fontsize="medium")
-        if i % columns == 0:
-            panel.set_ylabel("share per step")
-        if i + columns >= len(which):
-            panel.set_xlabel(time_label)
-    return ax
-
-
-def draw_dwells(ax: Any, dwells: np.ndarray, stay: float, colour: Any) -> None:
-    """Bars of observed dwell times (n,), and the geometric law with this probability to stay."""
-    from matplotlib.ticker import MaxNLocator
-
-    # As far as the data and nearly all of the law go, but not so far that the data cannot be seen.
-    longest = int(dwells.max()) if len(dwells) else 1
-    tail = math.log(0.02) / math.log(stay) if 0 < stay < 1 else 1.0
-    end = max(longest, math.ceil(min(tail, 3 * longest if len(dwells) else tail)), 3)
-    width = -(-end // MOST_BARS)
-    edges = np.arange(1, end + width + 1, width)
-    counts = np.histogram(dwells, edges)[0]
-    ends = edges - 0.5
-    heights = counts / (max(len(dwells), 1) * width)
-    ax.bar(ends[:-1], heights, width, align="edge", color=colour, alpha=0.55, edgecolor="white", linewidth=0.5)
-    highest, mean, expected = heights.max(), "", "never left"
-    if len(dwells):
-        mean = f", mean {dwells.mean():.3g}"
-    if stay < 1:
-        # The mean of the law over each bar.
-        law = (stay ** (edges[:-1] - 1.0) - stay ** (edges[1:] - 1.0)) / width
-        ax.plot((ends[:-1] + ends[1:]) / 2, law, color="0.15", linewidth=1.2, marker="o", markersize=2.5)
-        highest, expected = max(highest, law.max()), f"geometric law, mean {1 / (1 - stay):.3g}"
-    note = f"{len(dwells)} run{'s' * (len(dwells) != 1)}{mean}\n{expected}"
-    ax.text(0.97, 0.97, note, transform=ax.transAxes, ha="right", va="top", fontsize="small", bbox=PLATE)
-    ax.set(xlim=(0.5, ends[-1]), ylim=(0, 1.4 * highest or 1.0))
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def dwell_times(states: MarkovChain | Tensor, num_states: int) -> list[np.ndarray]:
-    """The lengths of the runs of each state whose end was seen, K arrays.
-
-    >>> dwell_times(torch.tensor([[0, 0, 1, 0], [1, 1, 1, -1]]), 2)
-    [array([2]), array([1])]
-    """
-    if isinstance(states, MarkovChain):
-        states = states.mode
-    if not isinstance(states, Tensor) or states.is_floating_point() or states.dim() == 0:
-        raise TypeError("states: expected a MarkovChain or a tensor (..., T) of integers")
-    paths = states.detach().cpu().reshape(-1, states.shape[-1]).numpy()
-    if paths.size and not -1 <= paths.min() <= paths.max() < num_states:
-        raise ValueError(f"states: expected -1, ..., {num_states - 1}, got {paths.min()} to {paths.max()}")
-    # One long path, with an unknown state at the end of each.
-    starts, ends, values = runs(np.pad(paths, ((0, 0), (0, 1)), constant_values=-1).ravel())
-    seen = np.append(values[1:] >= 0, False)
-    return [(ends - starts)[seen & (values == state)] for state in range(num_states)]
-
-
 def transition_matrix(transitions: Transitions) -> np.ndarray:
     """The probabilities (K, K), [from, to], float64."""
     if isinstance(transitions, HMM):
@@ -347,7 +230,7 @@ def transition_matrix(transitions: Transitions) -> np.ndarray:
             matrix = matrix.reshape(matrix.shape[-2:])
     else:
         matrix = numbers(transitions) if isinstance(transitions, Tensor) else np.asarray(transitions, dtype=float)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+    if matrix.ndim != 2 or len(matrix) != len(matrix.T) or not matrix.size:
         raise ValueError(
             f"transitions: expected one matrix (K, K) for all steps and sequences, got shape {matrix.shape}; "
             "of others, give a matrix of what a posterior expects"
