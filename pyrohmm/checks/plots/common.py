@@ -129,14 +129,16 @@ def label_time(ax: Any, axis: Axis, label: str) -> None:
     """Limits, ticks and label of a time axis."""
     ax.set_xlim(axis.edges[0], axis.edges[-1])
     ax.set_xlabel(label)
-    if len(axis.centres) == 1 and not axis.is_date:
-        ax.set_xticks(axis.centres)
     if axis.is_date:
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
         locator = AutoDateLocator()
         ax.xaxis.set_major_locator(locator)
         ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    elif (axis.centres == axis.centres.round()).all():
+        from matplotlib.ticker import MaxNLocator
+
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def decoded(posterior: MarkovChain, sequence: int) -> Decoded:
@@ -239,11 +241,20 @@ def runs(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return starts, np.append(changes, len(states)).astype(int), states[starts]
 
 
+def size_in_inches(ax: Any) -> tuple[float, float]:
+    """Width and height of axes as they are now; a layout that is yet to come changes them somewhat."""
+    box = ax.get_window_extent()
+    return box.width / ax.figure.dpi, box.height / ax.figure.dpi
+
+
 def legend_above(ax: Any, handles: Sequence[Any], y: float = 1.0) -> None:
     """A legend in rows over the axes, where no data are."""
     place = {"loc": "lower left", "bbox_to_anchor": (0.0, y), "borderaxespad": 0.2}
     compact = {"handlelength": 1.2, "columnspacing": 1.2, "fontsize": "small"}
-    columns = min(len(handles), 6)
+    # As many as fit, by about the width of a key and of a letter in inches.
+    widths, columns = [0.45 + 0.065 * len(handle.get_label()) for handle in handles], min(len(handles), 6)
+    while columns > 1 and sum(max(widths[i::columns]) for i in range(columns)) > size_in_inches(ax)[0]:
+        columns -= 1
     # matplotlib fills columns; in this order the rows are read.
     handles = [handle for column in range(columns) for handle in handles[column::columns]]
     ax.legend(handles=handles, ncols=columns, frameon=False, **place, **compact)

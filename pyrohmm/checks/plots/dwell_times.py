@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyrohmm.checks.plots.common import PLATE, colours, names_of_states, new_axes, panels, runs
+from pyrohmm.checks.plots.common import PLATE, colours, names_of_states, new_axes, panels, runs, size_in_inches
 from pyrohmm.checks.plots.transitions import Transitions, transition_matrix
 from pyrohmm.distributions import MarkovChain
 
@@ -68,18 +68,24 @@ def plot_dwell_times(
     if not which or not all(0 <= state < num_states for state in which):
         raise ValueError(f"chosen: expected some of 0, ..., {num_states - 1}, got {chosen}")
 
-    columns = min(len(which), 4 if len(which) > 6 else 3)
-    rows = -(-len(which) // columns)
-    ax = new_axes(ax, max(4.0, min(8.0, 3.0 * columns)), 0.6 + 2.1 * rows)
+    count = len(which)
+    if ax is None:
+        columns = min(count, 4 if count > 6 else 3)
+        ax = new_axes(ax, max(4.0, min(8.0, 3.0 * columns)), 0.6 + 2.1 * -(-count // columns))
+    else:
+        # As many as make the panels largest, if they are somewhat wider than high.
+        width, height = size_in_inches(ax)
+        columns = max(range(1, count + 1), key=lambda n: min(width / n / 1.3, height / -(-count // n)))
+    rows = -(-count // columns)
     grid = panels(ax, [1.0] * rows, columns)
-    for spare in grid[len(which) :]:
+    for spare in grid[count:]:
         spare.remove()
     for i, (panel, state) in enumerate(zip(grid, which, strict=False)):
         draw_dwells(panel, dwells[state], matrix[state, state], palette[state])
         panel.set_title(names[state], fontsize="medium")
         if i % columns == 0:
             panel.set_ylabel("share per step")
-        if i + columns >= len(which):
+        if i + columns >= count:
             panel.set_xlabel(time_label)
     return ax
 
@@ -105,9 +111,10 @@ def draw_dwells(ax: Any, dwells: np.ndarray, stay: float, colour: Any) -> None:
         # The mean of the law over each bar.
         law = (stay ** (edges[:-1] - 1.0) - stay ** (edges[1:] - 1.0)) / width
         ax.plot((ends[:-1] + ends[1:]) / 2, law, color="0.15", linewidth=1.2, marker="o", markersize=2.5)
-        highest, expected = max(highest, law.max()), f"geometric law, mean {1 / (1 - stay):.3g}"
+        highest, expected = max(highest, law.max()), f"geometric, mean {1 / (1 - stay):.3g}"
     note = f"{len(dwells)} run{'s' * (len(dwells) != 1)}{mean}\n{expected}"
-    ax.text(0.97, 0.97, note, transform=ax.transAxes, ha="right", va="top", fontsize="small", bbox=PLATE)
+    size = "small" if size_in_inches(ax)[0] > 1.6 else "x-small"
+    ax.text(0.97, 0.97, note, transform=ax.transAxes, ha="right", va="top", fontsize=size, bbox=PLATE)
     ax.set(xlim=(0.5, ends[-1]), ylim=(0, 1.4 * highest or 1.0))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     ax.spines[["top", "right"]].set_visible(False)

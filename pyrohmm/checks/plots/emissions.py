@@ -77,6 +77,8 @@ def plot_emissions(
     with torch.no_grad():
         law, states_first = emission_law(model, data)
         if posterior is None:
+            if isinstance(model, HiddenMarkovModel) and not isinstance(data, Tensor):
+                raise TypeError(f"data: expected a tensor for a HiddenMarkovModel, got {type(data).__name__}")
             posterior = model.posterior(data)  # pyright: ignore[reportArgumentType]
         x, seen = observations(data, posterior)
         if not 0 <= dim < x.shape[-1]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyrohmm.checks.plots.common import PLATE, colours, names_of_states, new_axes, numbers, shown
+from pyrohmm.checks.plots.common import PLATE, colours, names_of_states, new_axes, numbers, shown, size_in_inches
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
 from pyrohmm.models import HMM
 from pyrohmm.models.isolation import own_parameters
@@ -60,8 +60,7 @@ def plot_transitions(transitions: Transitions, *, state_names: Sequence[str] | N
     image = ax.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
     if num_states <= MOST_NUMBERS:
         # In points, from the size of a cell as the figure is now.
-        size = ax.get_window_extent()
-        cell = 72 * min(size.width, size.height) / (ax.figure.dpi * num_states)
+        cell = 72 * min(size_in_inches(ax)) / num_states
         for (row, column), value in np.ndenumerate(matrix):
             colour = "white" if value > 0.55 else "black"
             text = shown(value)
@@ -167,8 +166,8 @@ def plot_state_graph(
     ax.axis("off")
 
     # Lines are as wide as the discs allow, which is known in inches only.
-    size = ax.get_window_extent()
-    scale = min(1.0, max(0.5, min(size.width / wide, size.height / high) / (2 * ax.figure.dpi)))
+    width, height = size_in_inches(ax)
+    scale = min(1.0, max(0.5, min(width / wide, height / high) / 2))
     edges = [(i, j) for i in range(num_states) for j in range(num_states) if matrix[i, j] > 0 and matrix[i, j] >= least]
     crowded = sum(start != end for start, end in edges) > MOST_LABELS
     for start, end in edges:

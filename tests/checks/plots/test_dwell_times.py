@@ -38,7 +38,7 @@ def test_bars_and_law(ax):
     steps = law.get_xdata()
     assert steps[:3].tolist() == [1, 2, 3]
     assert law.get_ydata() == pytest.approx(0.75 ** (steps - 1) * 0.25)
-    assert first.texts[0].get_text() == "2 runs, mean 2\ngeometric law, mean 4"
+    assert first.texts[0].get_text() == "2 runs, mean 2\ngeometric, mean 4"
     assert [bar.get_height() for bar in second.patches][:3] == [0.5, 0, 0.5]
 
 
@@ -81,6 +81,15 @@ def test_states_that_are_never_left_or_never_there(ax):
 def test_seven_states_have_two_rows(ax):
     plot_dwell_times(torch.arange(7), np.full((7, 7), 1 / 7), ax=ax)
     assert len(ax.figure.axes) == 7  # of 2 times 4 places
+
+
+@pytest.mark.parametrize(("size", "num_rows"), [((8, 2), 1), ((3, 8), 3)])
+def test_panels_by_the_shape_of_the_axes(size, num_rows):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    plot_dwell_times(torch.arange(3), np.full((3, 3), 1 / 3), ax=figure.subplots())
+    assert len({panel.get_position().y0 for panel in figure.axes}) == num_rows
 
 
 def test_bad_paths(ax):

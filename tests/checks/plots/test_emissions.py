@@ -216,6 +216,9 @@ def test_errors():
         plot_emissions(model, data.x)
     with pytest.raises(TypeError, match="model: expected an HMM or a HiddenMarkovModel, got int"):
         plot_emissions(3, data)  # type: ignore[arg-type]
+    hmm = HiddenMarkovModel(MarkovChain(torch.zeros(2), torch.eye(2)), dist.Normal(torch.zeros(2), 1.0))
+    with pytest.raises(TypeError, match="data: expected a tensor for a HiddenMarkovModel, got Sequences"):
+        plot_emissions(hmm, data)
     counts = model_of(nn.MultinomialEmission(2, 3))
     with pytest.raises(TypeError, match="law of one entry is known, got Multinomial"):
         plot_emissions(counts, Sequences.from_list([[[1.0, 2.0, 0.0]]]))
