@@ -138,7 +138,7 @@ def label_time(ax: Any, axis: Axis, label: str) -> None:
     elif (axis.centres == axis.centres.round()).all():
         from matplotlib.ticker import MaxNLocator
 
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def decoded(posterior: MarkovChain, sequence: int) -> Decoded:

@@ -46,6 +46,7 @@ def plot_emissions(
 
     Each state is weighted by its share of the n observed values, so that the states add up to what the model says of
     all data (black). Where emissions depend on inputs or earlier observations they are averaged over the steps.
+    What is more than 2.5 times as high as the histogram is cut off.
 
     Args:
         model: gives the emissions.
