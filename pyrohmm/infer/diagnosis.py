@@ -79,11 +79,11 @@ def in_trace(program: str, trace: Trace, data: Sequences) -> list[str]:
     """What is not finite in a trace of "the model" or "the guide"; see `find_not_finite`."""
     found = []
     for name, site in trace.nodes.items():
+        if site["type"] != "param" and not _has_density(site):
+            continue
         kind, what, value, event_dim = "site", "value", site["value"], 0
         if site["type"] == "param":
             kind = "parameter"
-        elif not _has_density(site):
-            continue
         elif isinstance(value, Tensor) and not value.isfinite().all():
             event_dim = len(site["fn"].event_shape)
         else:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -277,8 +277,10 @@ class _Fit:
                 # Of another one, Pyro's store would hold and train a copy.
                 parameter.data = parameter.data.contiguous()
         # One run first, for what only a run makes or finds out: parameters of guides, the plates that a loss asks for.
-        with self._evaluating(), poutine.trace(param_only=True) as capture:
-            self.elbo.loss(*self._trained, data[:batch_size].trim())
+        first = data[:batch_size].trim()
+        noting = self._noting("the first run", self._evaluating(), first)
+        with self._evaluating(), noting, poutine.trace(param_only=True) as capture:
+            self.elbo.loss(*self._trained, first)
         trained = self._trainable(capture.trace)
         if not trained:
             raise ValueError("model: expected at least one trainable parameter, got none")
@@ -306,13 +308,9 @@ class _Fit:
         batch, kl_weight = next(self.batches), self.kl_weight(self.num_steps + 1)
         if self.annealing is not None:
             self.annealing.weight = kl_weight
-        try:
-            with poutine.trace(param_only=True) as capture:
-                loss = self.elbo.loss_and_grads(*(self._scaled or _share(self._trained, batch)), batch)
-        except ValueError as error:
-            if found := self._where(place, kl_weight):
-                error.add_note(f"step {self.num_steps + 1} of the fit: {found}")
-            raise
+        noting = self._noting(f"step {self.num_steps + 1}", self._at(place, kl_weight), batch)
+        with noting, poutine.trace(param_only=True) as capture:
+            loss = self.elbo.loss_and_grads(*(self._scaled or _share(self._trained, batch)), batch)
         if late := self._trainable(capture.trace):
             self.adam.add(late)
         if not self._scaled:
@@ -341,7 +339,9 @@ class _Fit:
             bad = [name for name, norm in zip(step.names, norms, strict=True) if not math.isfinite(norm)]
             if bad or not math.isfinite(loss):
                 what = f"the gradient is not finite, in {bad}" if math.isfinite(loss) else f"the loss is {loss}"
-                found = self._where(place, kl_weight)
+                # After a step that broke the parameters stay as they were: it can be run again some steps later too.
+                with self._at(place, kl_weight):
+                    found = self._where(next(self.batches))
                 raise FloatingPointError(
                     f"step {self.history.num_steps + 1}: {what}{found and ': '}{found}. The parameters are those before "
                     "this step. Try a smaller learning_rate or clip_norm; scale the data; check that no sequence is "
@@ -353,22 +353,36 @@ class _Fit:
             self.history.kl_weight.append(kl_weight)
             self.history.loss.append(loss)
 
-    def _where(self, place: dict[str, Any], kl_weight: float) -> str:
-        """What is not finite in the programs at a step, found by running it once more; nothing else changes.
-
-        After a step that broke the parameters stay as they were, so it can be done some steps later too.
-        """
-        now = self._here()
-        self._go_to(place)
-        batch = next(self.batches)
-        if self.annealing is not None:
-            self.annealing.weight = kl_weight
+    def _where(self, batch: Sequences) -> str:
+        """What is not finite in the programs, found by running them once more."""
         programs, num_particles = self._trained, self.elbo.num_particles
         if self.elbo.vectorize_particles and num_particles > 1:
             programs, num_particles = [self.elbo._vectorized_num_particles(fn) for fn in programs], 1
-        found = find_not_finite(*programs, batch, num_particles)
-        self._go_to(now)
-        return "; ".join(found)
+        return "; ".join(find_not_finite(*programs, batch, num_particles))
+
+    @contextmanager
+    def _noting(self, run: str, again: AbstractContextManager[Any], batch: Sequences) -> Iterator[None]:
+        """Inside, a ValueError is given a note of what is not finite; `again` leads back to where the run began."""
+        try:
+            yield
+        except ValueError as error:
+            with again:
+                found = self._where(batch)
+            if found:
+                error.add_note(f"{run}: {found}")
+            raise
+
+    @contextmanager
+    def _at(self, place: dict[str, Any], kl_weight: float) -> Iterator[None]:
+        """Inside, it is as it was when a step began, but for the parameters."""
+        now = self._here()
+        self._go_to(place)
+        if self.annealing is not None:
+            self.annealing.weight = kl_weight
+        try:
+            yield
+        finally:
+            self._go_to(now)
 
     def evaluate(self) -> None:
         """Evaluate the held-out data, once after a step, and keep the parameters if they are the best so far."""

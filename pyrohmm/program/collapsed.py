@@ -214,7 +214,7 @@ class CollapsedLoop(LoopMessenger):
             )
         except ValueError as error:
             if bad := self._sites_not_finite():
-                raise ValueError(f"loop {self.name!r}: the log-probability of site(s) {bad} broke: {error}") from error
+                raise ValueError(f"loop {self.name!r}: site(s) {bad} broke: {error}") from error
             raise
         # Compiled kernels do not hand on what Pyro knows of a tensor's dependencies.
         known = get_provenance((potentials.initial, potentials.transition, potentials.observation))

@@ -69,7 +69,9 @@ def level_guide(data: Sequences, noise: Tensor | None = None) -> None:
     weight = pyro.param("weight", torch.tensor(0.3).to(data.x))
     scale = pyro.param("scale", torch.tensor(0.8).to(data.x), constraint=dist.constraints.positive)
     loc = weight * data.x.sum(1, keepdim=True) / data.lengths.unsqueeze(1)
-    law = dist.Normal(loc, scale) if noise is None else FixedNormal(loc, scale.expand(loc.shape), noise[data.index, None])
+    law = (
+        dist.Normal(loc, scale) if noise is None else FixedNormal(loc, scale.expand(loc.shape), noise[data.index, None])
+    )
     with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
         pyro.sample("level", law)
 

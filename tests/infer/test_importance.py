@@ -31,9 +31,9 @@ def by_quadrature(data: Sequences, slope: float = 1.0) -> Tensor:
     return (torch.stack(parts, 1) + torch.from_numpy(weights).log() - 0.5 * math.log(2 * math.pi)).logsumexp(1)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 30, 5000])
+@pytest.mark.parametrize("chunk_size", [2, 7, 30, 5000])
 def test_agrees_with_quadrature(chunk_size):
-    data, num_particles = make_data(), 40 if chunk_size < 30 else 2000
+    data, num_particles = make_data(), 40 if chunk_size < 5000 else 2000
     expected = by_quadrature(data)
     found = estimate(level_model, data, level_guide, num_particles=num_particles, chunk_size=chunk_size)
     size = found.effective_sample_size
@@ -50,8 +50,9 @@ def test_minibatches_and_subsets():
     whole = by_quadrature(data)
     part = data[[7, 2, 11]]
     assert part.num_total == 12
-    found = estimate(level_model, part, level_guide, num_particles=3000, chunk_size=2)
-    torch.testing.assert_close(found.log_prob, whole[[7, 2, 11]], atol=0.1, rtol=0)
+    found = estimate(level_model, part, level_guide, num_particles=50, chunk_size=2)
+    error = (1 / found.effective_sample_size - 1 / 50).sqrt()
+    assert ((found.log_prob - whole[[7, 2, 11]]).abs() < 4 * error).all()
 
 
 def linear(data: Sequences) -> None:
@@ -141,7 +142,7 @@ def test_auxiliary_sites():
 
     data = Sequences(torch.tensor([[0.5], [1.0], [3.0]]))
     repeated = data[torch.arange(3).repeat(2000)]
-    guide = AutoNormal(model)
+    guide = AutoNormal(model, init_scale=1.0)
     guide(repeated)
     found = estimate(model, repeated, guide, num_particles=1, chunk_size=6000)
     expected = math.log(2) - 3 * (1 + data.x[:, 0]).log()  # a Lomax law
