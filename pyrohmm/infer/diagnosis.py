@@ -81,11 +81,12 @@ def in_trace(program: str, trace: Trace, data: Sequences) -> list[str]:
     for name, site in trace.nodes.items():
         if site["type"] != "param" and not _has_density(site):
             continue
+        fn: Any = site["fn"]
         kind, what, value, event_dim = "site", "value", site["value"], 0
         if site["type"] == "param":
             kind = "parameter"
         elif isinstance(value, Tensor) and not value.isfinite().all():
-            event_dim = len(site["fn"].event_shape)
+            event_dim = len(fn.event_shape)
         else:
             try:
                 trace.compute_log_prob(site_filter=lambda other, _, name=name: other == name)

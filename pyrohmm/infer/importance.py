@@ -52,13 +52,13 @@ def importance_log_prob(
         w_{ns} = \frac{p(x_n, h_{ns})}{q(h_{ns} \mid x_n)}, \quad h_{ns} \sim q(h \mid x_n).
 
     Its expectation is at most log p(x_n), at least the ELBO, and grows with S. The weights are those of each sequence
-    by itself, from the sites in the plate of the sequences. Sites outside of the plate are held fixed: latent ones, such
-    as parameters with a prior, are drawn once from the guide, and the estimate is log p(x_n | them). The states of
-    `pyrohmm.markov` loops are summed out, not drawn.
+    by itself, from the sites in the plate of the sequences. Sites outside of the plate are held fixed: latent ones,
+    such as parameters with a prior, are drawn once from the guide, and the estimate is log p(x_n | them). The states
+    of `pyrohmm.markov` loops are summed out, not drawn.
 
     A minibatch holds each of its sequences several times, so that programs need not know of particles; they must treat
-    sequences as independent of each other. Modules are in eval mode, there are no gradients, and torch's random state is
-    not touched.
+    sequences as independent of each other. Modules are in eval mode, there are no gradients, and torch's random state
+    is not touched.
 
     Args:
         model: a Pyro program of `Sequences`, with a plate of them; or an object with `.model` and `.guide`.

@@ -116,8 +116,8 @@ def fit_svi(
             the checkpoint does not belong to this fit.
         FloatingPointError: the loss or its gradient is not finite. The parameters are those before that step, also
             where the loss is looked at some steps later. The step is run once more, to name the sites of the programs,
-            and the sequences, where it breaks. What Pyro's validation refuses at a step is a ValueError, with these
-            names in its notes.
+            and the sequences, where it breaks. What Pyro's validation refuses is a ValueError, with these names in its
+            notes.
 
     Reference:
         Kingma and Welling (2014), "Auto-encoding variational Bayes"; for annealing Bowman et al. (2016), "Generating
@@ -149,10 +149,10 @@ def fit_svi(
     check_positive(learning_rate=learning_rate, clip_norm=clip_norm)
     if loss is not None and not isinstance(loss, ELBO):
         raise TypeError(f"loss: expected a pyro.infer.ELBO, got {type(loss).__name__}")
-    if loss is not None and (num_particles != 1 or vectorize_particles):
-        name, value = ("num_particles", num_particles) if num_particles != 1 else ("vectorize_particles", True)
-        default = 1 if num_particles != 1 else False
-        raise ValueError(f"{name}: expected {default} since the given loss has its own, got {value}")
+    particles = (("num_particles", num_particles, 1), ("vectorize_particles", vectorize_particles, False))
+    for name, value, default in particles:
+        if loss is not None and value != default:
+            raise ValueError(f"{name}: expected {default} since the given loss has its own, got {value}")
     if not callable(annealing):
         check_counts(annealing=annealing)
     if annealed is not None and (annealing is None or isinstance(annealed, str)):
@@ -343,10 +343,10 @@ class _Fit:
                 with self._at(place, kl_weight):
                     found = self._where(next(self.batches))
                 raise FloatingPointError(
-                    f"step {self.history.num_steps + 1}: {what}{found and ': '}{found}. The parameters are those before "
-                    "this step. Try a smaller learning_rate or clip_norm; scale the data; check that no sequence is "
-                    "impossible under the model (a mask of states or edges, labels, values outside of the emission's "
-                    "support)"
+                    f"step {self.history.num_steps + 1}: {what}{found and ': '}{found}. The parameters are those "
+                    "before this step. Try a smaller learning_rate or clip_norm; scale the data; check that no "
+                    "sequence is impossible under the model (a mask of states or edges, labels, values outside of the "
+                    "emission's support)"
                 )
             self.history.learning_rate.append(step.learning_rate)
             self.history.gradient_norm.append(math.hypot(*norms))
@@ -355,17 +355,18 @@ class _Fit:
 
     def _where(self, batch: Sequences) -> str:
         """What is not finite in the programs, found by running them once more."""
-        programs, num_particles = self._trained, self.elbo.num_particles
+        (model, guide), num_particles = self._trained, self.elbo.num_particles
         if self.elbo.vectorize_particles and num_particles > 1:
-            programs, num_particles = [self.elbo._vectorized_num_particles(fn) for fn in programs], 1
-        return "; ".join(find_not_finite(*programs, batch, num_particles))
+            model, guide = (self.elbo._vectorized_num_particles(fn) for fn in self._trained)
+            num_particles = 1
+        return "; ".join(find_not_finite(model, guide, batch, num_particles))
 
     @contextmanager
     def _noting(self, run: str, again: AbstractContextManager[Any], batch: Sequences) -> Iterator[None]:
-        """Inside, a ValueError is given a note of what is not finite; `again` leads back to where the run began."""
+        """Inside, the error of a program is given a note of what is not finite; `again` leads back to where the run began."""
         try:
             yield
-        except ValueError as error:
+        except (ValueError, torch.linalg.LinAlgError) as error:
             with again:
                 found = self._where(batch)
             if found:

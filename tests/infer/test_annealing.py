@@ -153,9 +153,7 @@ def test_chosen_sites_of_pyros_guides():
     blocked = pyro.poutine.block(latent_model, hide=["level"])
     assert fit(blocked, data, AutoNormal(blocked), steps=1, annealing=3, annealed=["slope"]).kl_weight == [1 / 3]
     for guide in (AutoMultivariateNormal(latent_model), AutoMultivariateNormal(blocked)):
-        with pytest.raises(
-            ValueError, match=r"annealed: expected a guide that draws each site by itself, got \['_Auto"
-        ):
+        with pytest.raises(ValueError, match=r"annealed: expected a guide that draws each site by .*, got \['_Auto"):
             fit(latent_model, data, guide, annealing=3, annealed=["slope"])
 
 

@@ -181,9 +181,11 @@ def test_gradients_of_minibatches_average_to_that_of_all_data(make, data, batch_
     """In the mean weighted by their sizes: 9 sequences in 4s are two minibatches of 4 and one of 1."""
     found: list[dict[str, Tensor]] = []
     with watch_gradients(found, draws_of_a_step=0):
-        fit(*arguments(make, data), steps=1)
+        model, guide = make()
+        fit(model, data, guide, steps=1)
         num = math.ceil(9 / batch_size)
-        history = fit(*arguments(make, data), steps=num, batch_size=batch_size, learning_rate=1e-12)
+        model, guide = make()
+        history = fit(model, data, guide, steps=num, batch_size=batch_size, learning_rate=1e-12)
     whole, *parts = found
     assert len(parts) == num
     sizes = [min(batch_size, 9 - begun) for begun in range(0, 9, batch_size)]
@@ -193,11 +195,6 @@ def test_gradients_of_minibatches_average_to_that_of_all_data(make, data, batch_
     assert any(not torch.allclose(parts[0][name], expected, rtol=0.1) for name, expected in whole.items())
     norms = [math.sqrt(sum(gradient.square().sum().item() for gradient in part.values())) for part in parts]
     assert history.gradient_norm == pytest.approx(norms, rel=1e-6)
-
-
-def arguments(make: Any, data: Sequences) -> tuple[Any, Sequences, Any]:
-    model, guide = make()
-    return model, data, guide
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
@@ -402,7 +399,7 @@ def test_particles_side_by_side(make):
     with watch_gradients(found):
         for vectorize in (False, True):
             model, guide = make()
-            options = {"num_particles": 200, "vectorize_particles": vectorize, "batch_size": 4, "learning_rate": 1e-9}
+            options = {"num_particles": 100, "vectorize_particles": vectorize, "batch_size": 4, "learning_rate": 1e-9}
             losses.append(fit(model, data, guide, steps=1, **options).loss[0])
     tolerance = 1e-6 if make is with_fixed_noise else 0.05
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
@@ -906,7 +903,8 @@ def test_errors_of_programs_that_have_nothing_to_do_with_it_have_no_note():
         ({"patience": 3}, ValueError, "patience: expected None since there is no validation"),
         ({"validation": torch.zeros(3)}, TypeError, "validation: expected pyrohmm.data.Sequences, got Tensor"),
         ({"loss": "elbo"}, TypeError, "loss: expected a pyro.infer.ELBO, got str"),
-        ({"loss": Trace_ELBO(), "num_particles": 2}, ValueError, "num_particles"),
+        ({"loss": Trace_ELBO(), "num_particles": 2}, ValueError, "num_particles: expected 1 since"),
+        ({"loss": Trace_ELBO(), "vectorize_particles": True}, ValueError, "vectorize_particles: expected False since"),
         ({"seed": 0.5}, TypeError, "seed"),
         ({"checkpoint": "no/such/folder/fit.pt"}, ValueError, "checkpoint: expected a file in an existing folder"),
         ({"guide": 3}, TypeError, "guide: expected a Pyro program, got int"),
