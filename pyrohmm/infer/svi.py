@@ -363,7 +363,7 @@ class _Fit:
 
     @contextmanager
     def _noting(self, run: str, again: AbstractContextManager[Any], batch: Sequences) -> Iterator[None]:
-        """Inside, the error of a program is given a note of what is not finite; `again` leads back to where the run began."""
+        """Inside, a program's error is given a note of what is not finite; `again` goes back to where it began."""
         try:
             yield
         except (ValueError, torch.linalg.LinAlgError) as error:

@@ -33,7 +33,7 @@ def by_quadrature(data: Sequences, slope: float = 1.0) -> Tensor:
 
 @pytest.mark.parametrize("chunk_size", [2, 7, 30, 5000])
 def test_agrees_with_quadrature(chunk_size):
-    data, num_particles = make_data(), 40 if chunk_size < 5000 else 2000
+    data, num_particles = make_data(), 20 if chunk_size < 5000 else 2000
     expected = by_quadrature(data)
     found = estimate(level_model, data, level_guide, num_particles=num_particles, chunk_size=chunk_size)
     size = found.effective_sample_size

@@ -237,7 +237,7 @@ def test_importance_weighted_bound(batch_size, vectorize):
 
 def test_importance_weighted_bound_grows_to_the_likelihood():
     data = programs.make_data()
-    model = functools.partial(fit, level_model, data, level_guide, steps=20, learning_rate=1e-12)
+    model = functools.partial(fit, level_model, data, level_guide, steps=10, learning_rate=1e-12)
     losses = [
         model(num_particles=4),
         model(loss=RenyiELBO(num_particles=4)),
