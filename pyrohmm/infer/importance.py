@@ -111,8 +111,8 @@ def importance_log_prob(
         seeded(seed, data.x.device),
         tqdm(total=len(data) * num_particles, desc="particles", disable=not progress) as bar,
     ):
-        # Of the whole set's first sequence only: what is outside of the plate does not depend on the sequences.
-        fixed = prune_subsample_sites(poutine.trace(guide).get_trace(data[:1].trim()))
+        # From some of the sequences: what is outside of the plate does not depend on which.
+        fixed = prune_subsample_sites(poutine.trace(guide).get_trace(data[:chunk_size].trim()))
         for name in [name for name, site in fixed.nodes.items() if _frame(site, plate)]:
             fixed.remove_node(name)
         programs = program, poutine.replay(guide, trace=fixed)
@@ -142,9 +142,9 @@ def _log_weights(model: Program, guide: Program, data: Sequences, plate: str) ->
         "guide": prune_subsample_sites(guide_trace),
     }
     check_proposed(traces["model"], traces["guide"])
-    for name, site in traces["guide"].nodes.items():
-        if site["type"] == "sample" and name not in traces["model"] and not (site["infer"] or {}).get("is_auxiliary"):
-            raise ValueError(f"guide: expected sites of the model, got {name!r}; is it auxiliary?")
+    for name in traces["guide"].stochastic_nodes:
+        if name not in traces["model"] and not (traces["guide"].nodes[name]["infer"] or {}).get("is_auxiliary"):
+            raise ValueError(f"guide: expected sites of the model, got {name!r}, which is not auxiliary")
     terms = {name: _log_prob(trace, data, plate) for name, trace in traces.items()}
     if terms["model"] is None:
         plates = sorted({frame.name for site in traces["model"].nodes.values() for frame in _frames(site)})
