@@ -366,7 +366,7 @@ class _Fit:
         """Inside, a program's error is given a note of what is not finite; `again` goes back to where it began."""
         try:
             yield
-        except (ValueError, torch.linalg.LinAlgError) as error:
+        except (ValueError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
             with again:
                 found = self._where(batch)
             if found:
