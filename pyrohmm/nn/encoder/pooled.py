@@ -4,10 +4,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from pyrohmm.nn._common import count
-from pyrohmm.nn.encoder.chain import small_linear
+from pyrohmm.nn._common import count, mlp
 from pyrohmm.nn.encoder.encoder import Encoder
 
 COVARIANCES = ("diag", "full")
@@ -16,14 +15,12 @@ COVARIANCES = ("diag", "full")
 class PooledEncoder(PyroModule):
     r"""A Gaussian law q(u | x) of a vector u for each sequence x, from a network that reads the sequence.
 
-    As in the posterior of u under a prior Normal(0, I), every step adds to the precision:
-
     .. math::
-        q(u \mid x) = \mathrm{Normal}\Big(P^{-1} \sum_t h(f_t),\; P^{-1}\Big), \qquad
-        P = I + \sum_t A(f_t) A(f_t)^\top
+        q(u \mid x) = \mathrm{Normal}\Big(m(g),\; S(g) S(g)^\top\Big), \qquad
+        g = \Big[\frac{1}{T} \sum_{t \le T} f_t;\; \log(1 + n)\Big]
 
-    over the steps within the length, with features f = encoder(x), linear h, and linear A: diagonal, or any matrix.
-    So the law gets narrower with more steps, also with more than there were in training.
+    with features f = encoder(x), the number n of steps observed, which tells how much is known, and a network with one
+    hidden tanh layer for m and S; S is diagonal, or lower triangular, with a positive diagonal.
 
     Args:
         dim: L, numbers in u.
@@ -35,8 +32,7 @@ class PooledEncoder(PyroModule):
         TypeError, ValueError: a size that is no positive int, an `encoder` that is none, another `covariance`.
 
     Reference:
-        Kingma and Welling (2014), "Auto-encoding variational Bayes"; for the product of a factor from each step
-        Bouchacourt, Tomioka and Nowozin (2018), "Multi-level variational autoencoder".
+        Kingma and Welling (2014), "Auto-encoding variational Bayes".
 
     >>> from pyrohmm.nn import StepEncoder
     >>> law = PooledEncoder(2, StepEncoder(3, 8), covariance="full")(torch.randn(4, 5, 3), torch.tensor([5, 1, 3, 2]))
@@ -53,8 +49,9 @@ class PooledEncoder(PyroModule):
         self.dim = count("dim", dim)
         self.encoder = encoder
         self.covariance = covariance
-        self.linear = small_linear(encoder.num_features, dim, generator)
-        self.root = small_linear(encoder.num_features, dim if covariance == "diag" else dim**2, generator)
+        below = dim * (dim - 1) // 2 if covariance == "full" else 0
+        hidden = encoder.num_features
+        self.net = mlp(hidden + 1, hidden, 2 * dim + below, generator)
 
     def forward(
         self,
@@ -78,19 +75,22 @@ class PooledEncoder(PyroModule):
         Raises:
             ValueError: as for `Encoder`.
         """
+        # (N, T, H), 0 past the length.
         features = self.encoder(x, lengths, observed=observed, inputs=inputs)
-        linear, roots = self.linear(features), self.root(features)
-        if lengths is not None:
-            valid = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)).unsqueeze(-1)
-            linear, roots = torch.where(valid, linear, 0.0), torch.where(valid, roots, 0.0)
-        linear = linear.sum(-2, keepdim=keepdim)
-        if self.covariance == "diag":
-            precision = 1 + roots.square().sum(-2, keepdim=keepdim)
-            return dist.Normal(linear / precision, precision.rsqrt()).to_event(1)
-        # The roots of all steps beside each other, (N, L, T L).
-        beside = roots.unflatten(-1, (self.dim, self.dim)).transpose(-3, -2).flatten(-2)
-        precision = torch.eye(self.dim, dtype=roots.dtype, device=roots.device) + beside @ beside.mT
+        num_sequences, num_steps = x.shape[:2]
+        if lengths is None:
+            lengths = torch.full((num_sequences,), num_steps, device=x.device)
+        seen = torch.arange(num_steps, device=x.device) < lengths.unsqueeze(-1)
+        if observed is not None:
+            seen = seen & (observed if observed.dim() == 2 else observed.flatten(2).any(-1))
+        mean = features.sum(1) / lengths.clamp(min=1).unsqueeze(-1)
+        known = seen.sum(1, keepdim=True).to(mean.dtype).log1p()
+        params = self.net(torch.cat([mean, known], -1))
         if keepdim:
-            precision = precision.unsqueeze(-3)
-        loc = torch.cholesky_solve(linear.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
-        return dist.MultivariateNormal(loc, precision_matrix=precision)
+            params = params.unsqueeze(1)
+        loc, log_scale, below = params.split([self.dim, self.dim, params.shape[-1] - 2 * self.dim], -1)
+        if self.covariance == "diag":
+            return dist.Normal(loc, log_scale.exp()).to_event(1)
+        root = log_scale.exp().diag_embed()
+        root[(..., *torch.tril_indices(self.dim, self.dim, -1, device=x.device))] = below
+        return dist.MultivariateNormal(loc, scale_tril=root)
