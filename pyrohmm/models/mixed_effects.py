@@ -18,8 +18,8 @@ from pyrohmm.models.hmm import HMM, Blank, Potentials
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import PooledEncoder
 
-# Sequences, each counted for every particle, in one run of the program by `log_prob`.
-_AT_ONCE = 1024
+# Steps, those of padding too and each counted for every particle, in one run of the program by `log_prob`.
+_AT_ONCE = 16_384
 
 
 class MixedEffectsHMM(HMM):
@@ -29,16 +29,18 @@ class MixedEffectsHMM(HMM):
         p(x) = \int \mathrm{Normal}(u; 0, I) \sum_{z_{1:T}} p(z_1 \mid c_1, u) \prod_{t>1} p(z_t \mid z_{t-1}, c_t, u)
         \prod_t p(x_t \mid z_t, c_t, u, x_{<t}) \, \mathrm{d}u
 
-    u stands beside the covariates: where a part reads inputs, it reads [c; u], of size C + L, at every step. So any part
-    of `pyrohmm.nn` takes it that has a `context`: `RegressionTransition` makes of it random effects on log-odds,
+    u stands beside the covariates: where a part reads inputs, it reads [c; u], of size C + L, at every step. So any
+    part of `pyrohmm.nn` that has a `context` takes it: `RegressionTransition` makes of it random effects on log-odds,
     `LinearRegressionEmission` random effects on means (a person's own level), networks a style vector. Parts without
     context have no random effects. The weights of u are their standard deviations: u itself has unit variance.
 
     Given u the states are summed out exactly; u is inferred by a guide q(u | x) that is amortised: a network reads the
     sequence. The sites are those of `HMM`, and "u" in the plate "sequences", for `fit_svi` or any other inference by
-    Pyro. (`fit_em` is not for it.)
+    Pyro (`fit_em` is not for it). `filter_state` is given [c; u] as its inputs.
 
-    u and the weights are known up to a rotation and signs: with -u and -w all is as before.
+    u and its weights are known up to a rotation and signs: with -u and -w all is as before. Where all weights of u are
+    0 at the start, as those of `RegressionTransition` and of linear emissions are unless told otherwise, nothing tells
+    the guide what to encode; small numbers do better.
 
     Args:
         emission, initial, transition, use_labels, generator: as for `HMM`.
@@ -168,7 +170,7 @@ class MixedEffectsHMM(HMM):
         if not isinstance(num_particles, int) or num_particles < 1:
             raise ValueError(f"num_particles: expected an int of at least 1, got {num_particles!r}")
         self._check(data)
-        rows, at_once = torch.arange(len(data)), max(1, _AT_ONCE // len(data))
+        rows, at_once = torch.arange(len(data)), max(1, _AT_ONCE // data.x.shape[:2].numel())
         random = nullcontext() if seed is None else seeded(seed, data.x.device)
         with random, self._with_guide(guide) as guide:
             # Each sequence several times in one run, so that any guide can be used.
@@ -184,8 +186,8 @@ class MixedEffectsHMM(HMM):
         if "u" not in proposed:
             raise ValueError(f"guide: expected a program that samples 'u', got one that samples {list(proposed.nodes)}")
         sites: Any = poutine.trace(poutine.replay(self.model, trace=proposed)).get_trace(data).nodes
-        u = sites["u"]["value"]
-        prior, law = sites["u"]["fn"].log_prob(u), proposed.nodes["u"]["fn"].log_prob(u)
+        laws: Any = sites["u"]["fn"], proposed.nodes["u"]["fn"]
+        prior, law = (fn.log_prob(sites["u"]["value"]) for fn in laws)
         # The factor of the loop, before the scale of a minibatch.
         return sites["time"]["fn"].log_factor.reshape(len(data)) + (prior - law).reshape(len(data))
 
@@ -231,7 +233,9 @@ class MixedEffectsHMM(HMM):
         """The log-potentials of the state chains given the random effects; see `HMM.potentials`.
 
         Args:
-            data, parts, products: as in `HMM.potentials`.
+            data: N sequences.
+            parts: as in `HMM.potentials`.
+            products: as in `HMM.potentials`.
             effects: u, (N, L).
 
         Raises:
@@ -239,13 +243,15 @@ class MixedEffectsHMM(HMM):
         """
         if effects is None:
             raise ValueError(
-                "effects: expected the random effects (N, L), got None; the chains of states depend on them. Methods that "
-                "go by the potentials, such as fit_em, are not for random effects; use fit_svi"
+                "effects: expected the random effects (N, L), got None; the chains of states depend on them. What goes "
+                "by the potentials alone, such as fit_em, is not for random effects; use fit_svi"
             )
         effects = self._checked(effects, len(data))
         wide = effects.expand(-1, data.num_steps, -1)
         inputs = wide if data.inputs is None else _beside(data.inputs, wide)
-        given = Sequences(data.x, data.lengths, inputs, data.labels, data.mask, data.index, data.num_total, data.allowed)
+        given = Sequences(
+            data.x, data.lengths, inputs, data.labels, data.mask, data.index, data.num_total, data.allowed
+        )
         return super().potentials(given, parts, products)
 
     def simulate(
@@ -262,8 +268,13 @@ class MixedEffectsHMM(HMM):
         """Draw sequences, with their states as labels; see `HMM.simulate`.
 
         Args:
-            num_sequences, num_steps, lengths, inputs, seed, guide: as in `HMM.simulate`.
+            num_sequences: N.
+            num_steps: T.
+            lengths: as in `HMM.simulate`.
+            inputs: (N, T, C), the covariates, without u.
             effects: u of each sequence, (N, L). Default: drawn from Normal(0, I).
+            seed: as in `HMM.simulate`.
+            guide: a Pyro program that samples "u", which is drawn from it once.
 
         Raises:
             TypeError, ValueError: as in `HMM.simulate`; `effects` of another shape, or beside a `guide`.

@@ -118,7 +118,6 @@ def test_collapsed_elbo_and_gradient_equal_the_sequential_ones(name, covariates)
     assert loss == pytest.approx(plain_loss, abs=1e-9)
     for parameter, gradient in gradients.items():
         torch.testing.assert_close(gradient, plain_gradients[parameter], rtol=1e-8, atol=1e-10)
-        # With one symbol at most in a sequence of one step, recurrent units have little to remember.
         assert gradient.abs().sum() > 0, parameter
 
 
@@ -159,28 +158,30 @@ def elbo_by_quadrature(model: MixedEffectsHMM, data: Sequences) -> Tensor:
     return (weights / math.sqrt(2 * math.pi)) @ log_joint + law.entropy()
 
 
-def test_likelihood_by_quadrature():
+def test_one_particle_is_the_bound():
     model, data = one_effect()
     with torch.no_grad():
         exact, bound = log_evidence(model, data), elbo_by_quadrature(model, data)
-        estimate = model.log_prob(data, num_particles=4000, seed=0)
-        single = torch.stack([model.log_prob(data, num_particles=1, seed=seed) for seed in range(300)])
-    torch.testing.assert_close(estimate, exact, rtol=0, atol=0.05)
-    # One particle is the ELBO.
+        single = torch.stack([model.log_prob(data, num_particles=1, seed=seed) for seed in range(200)])
     error = single.std(0) / math.sqrt(len(single))
     assert ((single.mean(0) - bound).abs() < 4 * error).all()
     assert (bound < exact).all()
 
 
-def test_fitted_bound_is_near_the_likelihood():
+def test_fitted_bound_is_near_the_likelihood_and_many_particles_are_nearer():
     model, data = one_effect()
     for part in model.parts:
         part.requires_grad_(False)
-    exact = log_evidence(model, data)
-    pyrohmm.fit_svi(model, data, steps=100, learning_rate=0.03, num_particles=3, progress=False)
-    torch.testing.assert_close(log_evidence(model, data), exact)
-    gap = exact - elbo_by_quadrature(model, data)
-    assert (gap > 0).all() and gap.max() < 0.05
+    with torch.no_grad():
+        exact = log_evidence(model, data)
+        # The law of u starts near the prior, where weights vary much.
+        torch.testing.assert_close(model.log_prob(data, num_particles=4000, seed=0), exact, rtol=0, atol=0.15)
+    pyrohmm.fit_svi(model, data, steps=100, learning_rate=0.1, schedule="exponential", progress=False)
+    with torch.no_grad():
+        torch.testing.assert_close(log_evidence(model, data), exact)
+        gap = exact - elbo_by_quadrature(model, data)
+        assert (gap > 0).all() and gap.max() < 0.1
+        torch.testing.assert_close(model.log_prob(data, num_particles=4000, seed=0), exact, rtol=0, atol=0.02)
 
 
 def test_gradient_of_the_elbo_by_quadrature():
@@ -289,12 +290,12 @@ def test_more_particles_in_several_runs(monkeypatch):
     model, data = one_effect()
     runs = []
     model.emission.register_forward_pre_hook(lambda *_: runs.append(1))
-    monkeypatch.setattr("pyrohmm.models.mixed_effects._AT_ONCE", 10)
+    monkeypatch.setattr("pyrohmm.models.mixed_effects._AT_ONCE", 3 * data.x.shape[:2].numel() + 1)
     with torch.no_grad():
-        estimate = model.log_prob(data, num_particles=1000, seed=0)
+        estimate = model.log_prob(data, num_particles=200, seed=0)
         # Two runs of the loop's body for each three particles of three sequences.
-        assert len(runs) == 2 * 334
-        torch.testing.assert_close(estimate, log_evidence(model, data), rtol=0, atol=0.1)
+        assert len(runs) == 2 * 67
+        torch.testing.assert_close(estimate, log_evidence(model, data), rtol=0, atol=0.5)
 
 
 def test_impossible_sequence():
@@ -331,6 +332,17 @@ def test_marginals_averaged_over_the_effects():
     torch.testing.assert_close(model.posterior(data).marginals, by_default.marginals)
     drawn = model.posterior(data, model.guide)
     assert drawn.batch_shape == (N,) and not torch.equal(drawn.marginals, by_default.marginals)
+
+
+def test_filter_is_given_the_effects_as_inputs():
+    model, data = make()
+    effects = draws(N, L)
+    _, wide = given(model, data, effects)
+    state = model.filter_state(N)
+    for t in range(T):
+        state.update(data.x[:, t], wide.inputs[:, t], observed=data.observed[:, t])
+    expected = ops.log_partition(*model.potentials(data, effects=effects), lengths=data.lengths)
+    torch.testing.assert_close(state.log_likelihood, expected)
 
 
 def test_simulation_follows_the_effects():

@@ -65,7 +65,10 @@ class PooledEncoder(PyroModule):
         """The law of u.
 
         Args:
-            x, lengths, observed, inputs: as for `Encoder`.
+            x: as for `Encoder`, like the next three.
+            lengths: (N,).
+            observed: (N, T), or the shape of x.
+            inputs: (N, T, C).
             keepdim: whether the axis of time stays, with size 1.
 
         Returns:
