@@ -17,6 +17,8 @@ from pyrohmm.distributions import MarkovChain
 from pyrohmm.models.hmm import HMM, Blank, Potentials
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import PooledEncoder
+from pyrohmm.nn._common import count
+from pyrohmm.ops.chain import logsumexp
 
 # Steps, those of padding too and each counted for every particle, in one run of the program by `log_prob`.
 _AT_ONCE = 16_384
@@ -102,6 +104,7 @@ class MixedEffectsHMM(HMM):
                 pyro.sample("u", self._law(data, keepdim=True))
 
     def _law(self, data: Sequences, *, keepdim: bool) -> TorchDistributionMixin:
+        self._check(data)
         inputs = data.inputs if self.encoder.encoder.context else None
         return self.encoder(data.x, data.lengths, observed=data.mask, inputs=inputs, keepdim=keepdim)
 
@@ -124,7 +127,6 @@ class MixedEffectsHMM(HMM):
             >>> model.random_effects(Sequences(torch.zeros(5, 7, 3))).stddev.shape
             torch.Size([5, 2])
         """
-        self._check(data)
         with own_parameters(self):
             return self._law(data, keepdim=False)
 
@@ -154,7 +156,7 @@ class MixedEffectsHMM(HMM):
             (N,); -inf for a sequence that is impossible.
 
         Raises:
-            ValueError: as in `forward`; `num_particles` less than 1.
+            TypeError, ValueError: as in `forward`; `num_particles` that is no int of at least 1, a `guide` without "u".
 
         Reference:
             Burda, Grosse and Salakhutdinov (2016), "Importance weighted autoencoders".
@@ -167,8 +169,7 @@ class MixedEffectsHMM(HMM):
             >>> torch.equal(model.log_prob(data, seed=0), model.log_prob(data, seed=0))
             True
         """
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(f"num_particles: expected an int of at least 1, got {num_particles!r}")
+        count("num_particles", num_particles)
         self._check(data)
         rows, at_once = torch.arange(len(data)), max(1, _AT_ONCE // data.x.shape[:2].numel())
         random = nullcontext() if seed is None else seeded(seed, data.x.device)
@@ -178,7 +179,7 @@ class MixedEffectsHMM(HMM):
                 self._log_weights(data[rows.repeat(min(at_once, num_particles - done))], guide).reshape(-1, len(data))
                 for done in range(0, num_particles, at_once)
             ]
-        return torch.cat(weights).logsumexp(0) - math.log(num_particles)
+        return logsumexp(torch.cat(weights), 0) - math.log(num_particles)
 
     def _log_weights(self, data: Sequences, guide: Callable[..., Any]) -> Tensor:
         """log p(x, u) - log q(u | x) of one draw of u for each sequence, (N,)."""
@@ -202,7 +203,7 @@ class MixedEffectsHMM(HMM):
             effects: u, (N, L), or (S, N, L) for S of them. Default: the means of `random_effects`.
 
         Returns:
-            A chain of batch shape (N,), or (S, N). With S draws of u the mean of its probabilities over S is p(z | x):
+            A chain of batch shape (N,), or (S, N). Probabilities that take in how uncertain u is are a mean over draws:
             `model.posterior(data, effects=model.random_effects(data).sample((S,))).marginals.mean(0)`.
 
         Raises:

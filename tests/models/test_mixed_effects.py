@@ -162,7 +162,7 @@ def test_one_particle_is_the_bound():
     model, data = one_effect()
     with torch.no_grad():
         exact, bound = log_evidence(model, data), elbo_by_quadrature(model, data)
-        single = torch.stack([model.log_prob(data, num_particles=1, seed=seed) for seed in range(200)])
+        single = torch.stack([model.log_prob(data, num_particles=1, seed=seed) for seed in range(100)])
     error = single.std(0) / math.sqrt(len(single))
     assert ((single.mean(0) - bound).abs() < 4 * error).all()
     assert (bound < exact).all()
@@ -307,6 +307,8 @@ def test_impossible_sequence():
     data = data._replace({"labels": labels})
     found = model.log_prob(data, num_particles=5)
     assert found[0] == -torch.inf and found[1:].isfinite().all()
+    found.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_one_state_one_step():
@@ -351,10 +353,10 @@ def test_simulation_follows_the_effects():
         return MixedEffectsHMM(emission, encoder=nn.PooledEncoder(1, nn.StepEncoder(1, 4)))
 
     effects = torch.tensor([[-2.0], [0.0], [1.0]])
-    means = build(3.0).simulate(3, 2000, effects=effects, seed=0).x.mean((1, 2))
-    torch.testing.assert_close(means, 3 * effects.squeeze(-1), rtol=0, atol=0.1)
+    means = build(3.0).simulate(3, 400, effects=effects, seed=0).x.mean((1, 2))
+    torch.testing.assert_close(means, 3 * effects.squeeze(-1), rtol=0, atol=0.2)
     # New effects have the spread that the weight says.
-    means = build(3.0).simulate(2000, 100, seed=0).x.mean((1, 2))
+    means = build(3.0).simulate(2000, 20, seed=0).x.mean((1, 2))
     assert means.std().item() == pytest.approx(3.0, abs=0.2)
 
 
@@ -435,9 +437,11 @@ def test_wrong_arguments():
         model.simulate(N, 2, effects=draws(N, L), guide=model.guide)
     with pytest.raises(ValueError, match="effects: expected the random effects .* use fit_svi"):
         pyrohmm.fit_em(model, data, steps=1, progress=False)
-    with pytest.raises(ValueError, match="num_particles: expected an int of at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_particles: expected at least 1, got 0"):
         model.log_prob(data, num_particles=0)
     with pytest.raises(ValueError, match="guide: expected a program that samples 'u'"):
         model.log_prob(data, lambda data: None)
+    with pytest.raises(TypeError, match=r"data: expected pyrohmm.data.Sequences, got Tensor"):
+        model.random_effects(data.x)
     with pytest.raises(ValueError, match=r"data: expected x of shape"):
         model.random_effects(Sequences(torch.zeros(2, 3, 5)))

@@ -49,6 +49,15 @@ def test_full_covariance(x):
     assert (covariance - covariance.diagonal(0, -2, -1).diag_embed()).abs().max() > 1e-3
 
 
+def test_full_covariance_of_one_number_is_the_diagonal(x):
+    parts = [
+        PooledEncoder(1, StepEncoder(D, 4), covariance, generator=torch.Generator().manual_seed(0)).double()
+        for covariance in ("diag", "full")
+    ]
+    parts[1].load_state_dict(parts[0].state_dict())
+    torch.testing.assert_close(parts[0](x).stddev, parts[1](x).stddev)
+
+
 def test_number_of_steps_is_told(x):
     # The same features at every step: only their number differs.
     part = make(kind=StepEncoder)
