@@ -5,4 +5,5 @@ from pyrohmm.models.alignment import overlap as overlap
 from pyrohmm.models.filter_state import FilterState as FilterState
 from pyrohmm.models.filter_state import FilterUpdate as FilterUpdate
 from pyrohmm.models.hmm import HMM as HMM
+from pyrohmm.models.mixed_effects import MixedEffectsHMM as MixedEffectsHMM
 from pyrohmm.models.neural_hmm import NeuralHMM as NeuralHMM

@@ -145,9 +145,10 @@ class HMM(PyroModule):
         if data.x is not None and any(getattr(part, "has_prior", False) for part in self.parts):
             pyro.factor("prior", self.log_prior())
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
+            inputs_at = self._inputs(data)
             state = None
             for t in markov("time", data.num_steps, dim=-1, lengths=data.lengths, vectorized=vectorized):
-                inputs = None if data.inputs is None else data.inputs[:, t]
+                inputs = inputs_at(t)
                 # No variable for the logits: the loop would take what it holds for a dependence on older states.
                 state = pyro.sample("z", self._next_state(state, inputs))
                 if self.use_labels and data.labels is not None:
@@ -522,6 +523,10 @@ class HMM(PyroModule):
         guide = self.guide if guide is None else guide
         with own_parameters(self, *([guide] if isinstance(guide, nn.Module) else [])):
             yield guide
+
+    def _inputs(self, data: Sequences | Blank) -> Callable[[slice], Tensor | None]:
+        """What the parts read at some steps, as a function of them; called once, in the plate of the sequences."""
+        return lambda t: None if data.inputs is None else data.inputs[:, t]
 
     def _next_state(self, state: Tensor | None, inputs: Tensor | None) -> dist.Categorical:
         return dist.Categorical(logits=self.initial(inputs) if state is None else self.transition(state, inputs))

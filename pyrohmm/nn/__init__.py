@@ -33,6 +33,7 @@ from pyrohmm.nn.encoder.chain import ChainEncoder as ChainEncoder
 from pyrohmm.nn.encoder.convolutional import ConvolutionalEncoder as ConvolutionalEncoder
 from pyrohmm.nn.encoder.encoder import Encoder as Encoder
 from pyrohmm.nn.encoder.encoder import StepEncoder as StepEncoder
+from pyrohmm.nn.encoder.pooled import PooledEncoder as PooledEncoder
 from pyrohmm.nn.encoder.recurrent import RecurrentEncoder as RecurrentEncoder
 from pyrohmm.nn.encoder.transformer import TransformerEncoder as TransformerEncoder
 from pyrohmm.nn.initial import Initial as Initial
