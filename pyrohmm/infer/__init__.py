@@ -3,6 +3,7 @@
 from pyrohmm.infer.em import fit_em as fit_em
 from pyrohmm.infer.history import History as History
 from pyrohmm.infer.initialization import initialize as initialize
+from pyrohmm.infer.path_elbo import PathELBO as PathELBO
 from pyrohmm.infer.selection import Criteria as Criteria
 from pyrohmm.infer.selection import PredictiveScore as PredictiveScore
 from pyrohmm.infer.selection import SelectionRow as SelectionRow
