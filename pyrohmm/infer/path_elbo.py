@@ -135,11 +135,12 @@ class PathELBO(UnreadELBO):
         # A q without any path has no expectations; zeros would make it look like the best one.
         of_p: Any = model_trace.nodes[name]
         _set_log_prob(of_p, torch.where(found.possible, found.log_p, -torch.inf))
-        summed = {}
+        summed: set[str] = set()
         for site in _samples(model_trace):
             if site["name"] == name or not _sees_paths(site, num_batch):
                 continue
-            summed[site["name"]] = log_probs = _step_log_probs(site, of_p["cond_indep_stack"], num_batch, q)
+            summed.add(site["name"])
+            log_probs = _step_log_probs(site, of_p["cond_indep_stack"], num_batch, q)
             if paths.probe is not None:
                 _check_steps(site["name"], log_probs, paths.probe, q)
             values = log_probs[: q.num_states].movedim(0, -1)
@@ -236,8 +237,12 @@ def _step_log_probs(site: Any, around_path: Any, num_batch: int, chain: MarkovCh
                 f"event dimension (.to_event) or in a plate, got batch shape {tuple(site['fn'].batch_shape)} and event "
                 f"shape {tuple(site['fn'].event_shape)}"
             )
-        fn = fn.to_event(num_events - 1) if num_events > 1 else fn
         mask, scale = (v.unsqueeze(-1) if isinstance(v, Tensor) and v.dim() else v for v in (mask, scale))
+        if num_events > 1:
+            fn = fn.to_event(num_events - 1)
+        elif isinstance(fn, MaskedDistribution):
+            mask = fn._mask if mask is None else mask & fn._mask
+            fn = fn.base_dist
     read = valid if mask is None else valid & mask
     log_probs = statewise.log_prob(fn, site["value"], read)
     log_probs = scale_and_mask(log_probs, scale, read)
