@@ -309,7 +309,9 @@ class MarkovChain(TorchDistribution):
             tensor(1.5000)
         """
         steps = (self.num_steps, self.num_states)
-        if values.dim() == 0 or any(n not in (1, m) for n, m in zip(values.shape[-2:][::-1], steps[::-1], strict=False)):
+        if values.dim() == 0 or any(
+            n not in (1, m) for n, m in zip(values.shape[-2:][::-1], steps[::-1], strict=False)
+        ):
             raise ValueError(f"values: expected shape (..., {steps[0]}, {steps[1]}), got {tuple(values.shape)}")
         if self._validate_args:
             bad = ~(values < torch.inf)
@@ -420,7 +422,8 @@ def moments(q: MarkovChain, p: MarkovChain) -> Moments:
     A chain of open length (no num_steps, no lengths) is compared at the steps of the other.
 
     Args:
-        q, p: chains of the same states, steps and lengths.
+        q: the chain under which is expected.
+        p: a chain of the same states, steps and lengths.
 
     Raises:
         ValueError: they differ in these (in lengths, on a GPU only where validation is on).

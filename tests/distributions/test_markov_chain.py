@@ -734,4 +734,3 @@ def test_expectation_broadcasts_and_says_what_does_not_fit():
         chain.expectation(torch.ones(3, 3))
     with pytest.raises(ValueError, match=r"values: expected no NaN and no \+inf, got one at \(1, 2\)"):
         chain.expectation(torch.ones(4, 3).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(math.nan)))
-

@@ -476,4 +476,3 @@ def test_does_not_wait_for_the_device(monkeypatch):
     assert not watch.waited
     assert isinstance(loss, Tensor)
     torch.testing.assert_close(loss, -problem.brute_force().detach())
-
