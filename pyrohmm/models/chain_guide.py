@@ -13,13 +13,8 @@ from pyrohmm.nn import ChainEncoder
 class ChainGuide(PyroModule):
     r"""The guide q(z | x) of a path site: a Markov chain whose potentials a network makes of the sequence.
 
-    A Pyro program of `Sequences`, for models that sample a path of states,
-
-        with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
-            z = pyro.sample("z", pyrohmm.MarkovChain(..., lengths=data.lengths.unsqueeze(-1)))  # (N, 1, T)
-
-    and see the state of each step as z[..., 0, :], (N, T). Fitted by `pyrohmm.infer.PathELBO`, which sums over the
-    paths: `pyrohmm.fit_svi(model, data, guide, loss=PathELBO())`. With `Trace_ELBO` they are drawn.
+    A Pyro program of `Sequences`, for a model that samples a path, (N, 1, T), in the plate "sequences" at -2, as below.
+    It is fitted by `pyrohmm.infer.PathELBO`, which sums over the paths; with `Trace_ELBO` they are drawn.
 
     Args:
         encoder: makes the potentials, of K states.
@@ -32,12 +27,24 @@ class ChainGuide(PyroModule):
         Johnson et al. (2016), "Composing graphical models with neural networks".
 
     Example:
-        >>> import torch
+        >>> import torch, pyro.distributions as dist
+        >>> import pyrohmm
         >>> from pyrohmm.nn import RecurrentEncoder
-        >>> guide = ChainGuide(ChainEncoder(4, RecurrentEncoder(3, 8)))
-        >>> data = Sequences(torch.randn(2, 5, 3), torch.tensor([5, 2]))
-        >>> guide(data).shape, guide.posterior(data).marginals.shape
-        (torch.Size([2, 1, 5]), torch.Size([2, 5, 4]))
+        >>> def model(data):
+        ...     prior = MarkovChain(
+        ...         torch.zeros(2), torch.eye(2), lengths=data.lengths.unsqueeze(-1), num_steps=data.num_steps
+        ...     )
+        ...     loc = pyro.param("loc", torch.tensor([-1.0, 1.0]))
+        ...     with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
+        ...         z = pyro.sample("z", prior)[..., 0, :].clamp(min=0)  # -1 past the length, if it is drawn
+        ...         with pyro.plate("time", data.num_steps, dim=-1), pyro.poutine.mask(mask=data.observed):
+        ...             pyro.sample("x", dist.Normal(loc[z], 1.0), obs=data.x)
+        >>> data = Sequences(torch.randn(6, 5), torch.tensor([5, 2, 1, 5, 4, 3]))
+        >>> guide = ChainGuide(ChainEncoder(2, RecurrentEncoder(1, 8)))
+        >>> loss = pyrohmm.infer.PathELBO()
+        >>> history = pyrohmm.fit_svi(model, data, guide, loss=loss, steps=10, batch_size=3, progress=False)
+        >>> guide.posterior(data).marginals.shape
+        torch.Size([6, 5, 2])
     """
 
     def __init__(self, encoder: ChainEncoder, *, site: str = "z"):

@@ -26,7 +26,7 @@ class LocalInference(NamedTuple):
 
     Attributes:
         states: q(z), batch shape (N,).
-        codes: q(h_t), batch shape (N, T), event shape (D,); without meaning past the length.
+        codes: q(h_t), batch shape (N, T), event shape (D,); without meaning where nothing was observed.
     """
 
     states: MarkovChain
@@ -47,8 +47,8 @@ class StructuredVAE(PyroModule):
         q(z) \propto p(z) \prod_t e^{E_q \log N(h_t; \mu_{z_t}, \Sigma_{z_t})},
 
     the second by forward-backward, in turn for a number of rounds. It starts from the prior's marginals. Gradients pass
-    through all rounds (unrolled). Steps of which nothing was observed have no a_t: there q(h) follows from q(z) alone,
-    and q(z) from the other steps.
+    through all rounds (unrolled). At a step of which nothing was observed h_t is summed out: it is in neither the model
+    nor the guide, and q(z) there follows from the other steps; then q(h_t) is the mixture sum_k w_tk N(mu_k, Sigma_k).
 
     The model, by `collapsed`, is
 
@@ -133,10 +133,10 @@ class StructuredVAE(PyroModule):
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-1):
             chain = self.prior(data)
             if self.collapsed if collapsed is None else collapsed:
-                codes: Any = HiddenMarkovModel(chain, self._code_law())
+                codes: Any = self._collapsed(data, chain)
             else:
                 state = pyro.sample("z", chain).clamp(min=0)
-                codes = self.hmm.emission(state).mask(data.valid).to_event(1)
+                codes = self.hmm.emission(state).mask(data.observed).to_event(1)
             code = pyro.sample("h", codes)
             law = self._decoded(code, data.entries).mask(data.observed).to_event(1)
             pyro.sample("x", law, obs=data.x)
@@ -151,7 +151,7 @@ class StructuredVAE(PyroModule):
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-1):
             if not self.collapsed:
                 pyro.sample("z", found.states)
-            pyro.sample("h", found.codes.mask(data.valid).to_event(1))
+            pyro.sample("h", found.codes.mask(data.observed).to_event(1))
 
     def prior(self, data: Sequences) -> MarkovChain:
         """p(z), the law of the paths before anything is observed, of batch shape (N,)."""
@@ -175,7 +175,7 @@ class StructuredVAE(PyroModule):
         precisions = _precision_matrix(law)  # (K, D, D)
         natural = (precisions @ law.mean.unsqueeze(-1)).squeeze(-1)
         # Past the length nothing else would be there.
-        evidence = torch.diag_embed(torch.where(data.valid.unsqueeze(-1), precision, 1.0))
+        evidence = torch.diag_embed(precision + ~data.valid.unsqueeze(-1))
 
         def codes(weights: Tensor) -> dist.MultivariateNormal:
             total = evidence + (weights @ precisions.flatten(1)).unflatten(-1, precisions.shape[1:])
@@ -191,6 +191,7 @@ class StructuredVAE(PyroModule):
             # E log N(h; loc_k, 1 / P_k) is that at the mean, less half the trace of P_k times the covariance.
             spread = found.covariance_matrix.flatten(-2) @ precisions.flatten(1).mT
             unary = law.log_prob(found.mean.unsqueeze(-2)) - 0.5 * spread
+            unary = torch.where(data.observed.unsqueeze(-1), unary, 0.0)
             chain = MarkovChain(prior.initial_logits, prior.transition_logits, unary, lengths=data.lengths)
             found = codes(chain.marginals)
         return LocalInference(chain, found)
@@ -220,9 +221,9 @@ class StructuredVAE(PyroModule):
         """
         count("num_samples", num_samples)
         with own_parameters(self), seeded(seed, data.x.device):
-            codes = self.infer(data).codes.mask(data.valid).to_event(1)
+            codes = self.infer(data).codes.mask(data.observed).to_event(1)
             code = codes.rsample((num_samples,))
-            prior = HiddenMarkovModel(self.prior(data), self._code_law())
+            prior = self._collapsed(data, self.prior(data))
             law = self._decoded(code, data.entries).mask(data.observed).to_event(1)
             weights = law.log_prob(data.x) + prior.log_prob(code) - codes.log_prob(code)
         return weights.logsumexp(0) - math.log(num_samples)
@@ -240,7 +241,12 @@ class StructuredVAE(PyroModule):
         """
         count("num_samples", num_samples)
         with own_parameters(self), seeded(seed, data.x.device), torch.no_grad():
-            law = self._decoded(self.infer(data).codes.sample((num_samples,)), None)
+            found = self.infer(data)
+            # Steps of which nothing was observed have a mixture of Gaussians.
+            state = dist.Categorical(found.states.marginals + ~data.valid.unsqueeze(-1)).sample((num_samples,))
+            unseen = self.hmm.emission(state).sample()
+            code = torch.where(data.observed.unsqueeze(-1), found.codes.sample((num_samples,)), unseen)
+            law = self._decoded(code, None)
             if isinstance(law, dist.Categorical):
                 raise ValueError("decoder: expected a law that has a mean, got Categorical")
             mean = law.mean.mean(0)
@@ -277,6 +283,12 @@ class StructuredVAE(PyroModule):
     def _code_law(self) -> Any:
         """p(h_t | z_t) of all states, of batch shape (K,)."""
         return self.hmm.emission(torch.arange(self.hmm.num_states, device=self.head.weight.device))
+
+    def _collapsed(self, data: Sequences, chain: MarkovChain) -> HiddenMarkovModel:
+        """p(h) at the steps of which something was observed, of batch shape (N,)."""
+        law, observed = self._code_law(), data.observed.unsqueeze(-1)
+        law = law.expand((*data.observed.shape, self.hmm.num_states)).mask(observed)
+        return HiddenMarkovModel(chain, law, time_varying=True)
 
     def _decoded(self, code: Tensor, entries: Tensor | None) -> Any:
         state = torch.zeros((), dtype=torch.int64, device=code.device)
