@@ -131,7 +131,8 @@ class PathELBO(UnreadELBO):
         found = moments(q, p)
         of_q: Any = guide_trace.nodes[name]
         _set_log_prob(of_q, torch.where(found.possible, found.log_q, 0.0))
-        of_q["score_parts"] = ScoreParts(of_q["log_prob"], 0, of_q["log_prob"])  # no score: nothing was drawn
+        no_score: Any = 0  # as nothing was drawn
+        of_q["score_parts"] = ScoreParts(of_q["log_prob"], no_score, of_q["log_prob"])
         # A q without any path has no expectations; zeros would make it look like the best one.
         of_p: Any = model_trace.nodes[name]
         _set_log_prob(of_p, torch.where(found.possible, found.log_p, -torch.inf))
@@ -237,7 +238,7 @@ def _step_log_probs(site: Any, around_path: Any, num_batch: int, chain: MarkovCh
                 f"event dimension (.to_event) or in a plate, got batch shape {tuple(site['fn'].batch_shape)} and event "
                 f"shape {tuple(site['fn'].event_shape)}"
             )
-        mask, scale = (v.unsqueeze(-1) if isinstance(v, Tensor) and v.dim() else v for v in (mask, scale))
+        mask, scale = _with_steps(mask), _with_steps(scale)
         if num_events > 1:
             fn = fn.to_event(num_events - 1)
         elif isinstance(fn, MaskedDistribution):
@@ -254,6 +255,11 @@ def _step_log_probs(site: Any, around_path: Any, num_batch: int, chain: MarkovCh
             f"got {log_probs.dim() - 2}; does it use the path in another shape than it was sampled in?"
         )
     return log_probs
+
+
+def _with_steps(value: Any) -> Any:
+    """A mask or a scale of the batch, for steps right of it."""
+    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() else value
 
 
 def _check_steps(name: str, log_probs: Tensor, path: Tensor, chain: MarkovChain) -> None:

@@ -311,8 +311,9 @@ def _precision_matrix(law: Any) -> Tensor:
     Raises:
         ValueError: it is none.
     """
-    if isinstance(law, torch.distributions.Independent) and isinstance(law.base_dist, torch.distributions.Normal):
-        return torch.diag_embed(law.base_dist.scale**-2)
+    base = getattr(law, "base_dist", None)
+    if isinstance(base, torch.distributions.Normal):
+        return torch.diag_embed(base.scale**-2)
     if not hasattr(law, "precision_matrix"):
         raise ValueError(f"emission: expected Gaussian laws, got {type(law).__name__}")
     return law.precision_matrix
