@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
+from pyrohmm.distributions.padding import fill_unread
 from pyrohmm.models.hmm import HMM
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import Encoder
@@ -138,8 +139,8 @@ class StructuredVAE(PyroModule):
                 state = pyro.sample("z", chain).clamp(min=0)
                 codes = self.hmm.emission(state).mask(data.observed).to_event(1)
             code = pyro.sample("h", codes)
-            law = self._decoded(code, data.entries).mask(data.observed).to_event(1)
-            pyro.sample("x", law, obs=data.x)
+            law, x = self._observation(data, code)
+            pyro.sample("x", law, obs=x)
 
     def model(self, data: Sequences) -> None:
         """The Pyro program, the same as calling the model."""
@@ -224,8 +225,8 @@ class StructuredVAE(PyroModule):
             codes = self.infer(data).codes.mask(data.observed).to_event(1)
             code = codes.rsample((num_samples,))
             prior = self._collapsed(data, self.prior(data))
-            law = self._decoded(code, data.entries).mask(data.observed).to_event(1)
-            weights = law.log_prob(data.x) + prior.log_prob(code) - codes.log_prob(code)
+            law, x = self._observation(data, code)
+            weights = law.log_prob(x) + prior.log_prob(code) - codes.log_prob(code)
         return weights.logsumexp(0) - math.log(num_samples)
 
     def reconstruct(self, data: Sequences, num_samples: int = 100, *, seed: int = 0) -> Tensor:
@@ -290,6 +291,11 @@ class StructuredVAE(PyroModule):
         law = law.expand((*data.observed.shape, self.hmm.num_states)).mask(observed)
         return HiddenMarkovModel(chain, law, time_varying=True)
 
+    def _observation(self, data: Sequences, code: Tensor) -> tuple[Any, Tensor]:
+        """p(x | h), of batch shape (N,), and x with something harmless where it is not observed."""
+        law = self._decoded(code, data.entries)
+        return law.mask(data.observed).to_event(1), fill_unread(data.x, data.observed, law)
+
     def _decoded(self, code: Tensor, entries: Tensor | None) -> Any:
         state = torch.zeros((), dtype=torch.int64, device=code.device)
         missing = {} if entries is None else {"observed": entries}
@@ -303,6 +309,8 @@ class StructuredVAE(PyroModule):
                 f"data: expected x of shape (N, T, *{tuple(self.decoder.event_shape)}), like the decoder, "
                 f"got {tuple(data.x.shape)}"
             )
+        if data.allowed is not None:
+            raise ValueError(f"data: expected allowed=None, got shape {tuple(data.allowed.shape)}")
 
 
 def _precision_matrix(law: Any) -> Tensor:

@@ -247,6 +247,19 @@ def test_fit(family, collapsed, dtype):
     assert torch.equal(other.log_prob(data), model.log_prob(data))
 
 
+def test_a_law_whose_support_has_no_zero():
+    def law(parameters):
+        return dist.Gamma(parameters[..., :X].exp(), parameters[..., X:].exp()).to_event(1)
+
+    torch.manual_seed(0)
+    decoder = nn.NeuralEmission(1, torch.nn.Linear(1 + D, 2 * X), law, context=D)
+    model = StructuredVAE(nn.GaussianEmission(K, D), decoder, nn.StepEncoder(X, 6))
+    data = ragged(model, dtype=torch.float32)
+    history = fit_svi(model, data, steps=2, progress=False)
+    assert all(map(math.isfinite, history.loss))
+    assert model.log_prob(data, 5).isfinite().all()
+
+
 def test_inputs_and_order_of_the_states():
     torch.manual_seed(0)
     emission = nn.GaussianEmission(K, D)
@@ -286,6 +299,8 @@ def test_bad_arguments():
     model = StructuredVAE(nn.GaussianEmission(K, D), decoder, encoder)
     with pytest.raises(ValueError, match=r"data: expected x of shape \(N, T, \*\(4,\)\), like the decoder"):
         model.posterior(Sequences(torch.zeros(2, 3, 5)))
+    with pytest.raises(ValueError, match=r"data: expected allowed=None, got shape \(2, 3, 3\)"):
+        model.posterior(Sequences(torch.zeros(2, 3, 4), allowed=torch.ones(2, 3, K, dtype=torch.bool)))
     with pytest.raises(TypeError, match="data: expected pyrohmm.data.Sequences, got Tensor"):
         model.posterior(torch.zeros(2, 3, 4))
     poisson = StructuredVAE(nn.PoissonEmission(K, D), decoder, encoder)
