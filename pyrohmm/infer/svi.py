@@ -19,12 +19,13 @@ from tqdm.auto import tqdm
 
 from pyrohmm.data import Sequences
 from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
-from pyrohmm.infer.common import check_counts, check_positive, check_sequences, mode, modules
+from pyrohmm.infer.common import check_counts, check_modes, check_positive, check_sequences, mode, modules
 from pyrohmm.infer.elbo import UnreadELBO
 from pyrohmm.infer.history import History
 from pyrohmm.infer.minibatches import Minibatches
 from pyrohmm.infer.optimizer import ClippedAdam, Schedule, Step
 from pyrohmm.infer.parameters import Parameters
+from pyrohmm.models import HMM
 from pyrohmm.models.isolation import own_parameters, random_state, seeded, set_random_state
 
 Program = Callable[[Sequences], Any]
@@ -138,6 +139,9 @@ def fit_svi(
         raise TypeError(f"guide: expected a Pyro program, got {type(guide).__name__}")
 
     roots = modules(program, guide)
+    for root in roots:
+        if isinstance(root, HMM):
+            check_modes(root)
     elbo = UnreadELBO(num_particles=num_particles) if loss is None else loss
     settings = {
         "seed": seed,
