@@ -6,6 +6,14 @@ import pyro.distributions as dist
 import torch
 
 
+class Wishart(dist.Wishart):
+    """That of torch, whose draws come with a warning, and are drawn twice."""
+
+    def rsample(self, sample_shape: Any = (), max_try_correction: int | None = None) -> torch.Tensor:
+        """Draw by Bartlett's decomposition."""
+        return self._bartlett_sampling(torch.Size(sample_shape))
+
+
 class NormalInverseGamma(NamedTuple):
     r"""A prior on the mean and the variance of a Gaussian entry, for covariances "diag" and "spherical".
 
@@ -77,9 +85,9 @@ class NormalInverseWishart(NamedTuple):
     scale: Any
 
     @property
-    def precision(self) -> dist.Wishart:
+    def precision(self) -> Wishart:
         """The law of the inverse of Sigma, `Wishart`."""
-        return dist.Wishart(torch.as_tensor(self.degrees), precision_matrix=self.scale)
+        return Wishart(torch.as_tensor(self.degrees), precision_matrix=self.scale)
 
     @property
     def mean(self) -> dist.MultivariateStudentT:
