@@ -1,5 +1,7 @@
 """Fitting a model to sequences, and choosing among models."""
 
+from pyrohmm.infer.draws import AlignedDraws as AlignedDraws
+from pyrohmm.infer.draws import align_draws as align_draws
 from pyrohmm.infer.em import fit_em as fit_em
 from pyrohmm.infer.history import History as History
 from pyrohmm.infer.initialization import initialize as initialize

@@ -25,7 +25,7 @@ from pyrohmm.infer.history import History
 from pyrohmm.infer.minibatches import Minibatches
 from pyrohmm.infer.optimizer import ClippedAdam, Schedule, Step
 from pyrohmm.infer.parameters import Parameters
-from pyrohmm.models import HMM
+from pyrohmm.models import HMM, BayesianHMM
 from pyrohmm.models.isolation import own_parameters, random_state, seeded, set_random_state
 
 Program = Callable[[Sequences], Any]
@@ -140,7 +140,7 @@ def fit_svi(
 
     roots = modules(program, guide)
     for root in roots:
-        if isinstance(root, HMM):
+        if isinstance(root, HMM) and not isinstance(root, BayesianHMM):
             check_modes(root)
     elbo = UnreadELBO(num_particles=num_particles) if loss is None else loss
     settings = {

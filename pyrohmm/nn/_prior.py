@@ -70,8 +70,8 @@ def has_mode(concentration: Tensor | None) -> bool:
 
 def dirichlet_law(concentration: Tensor | None, logits: Tensor, mask: Tensor | None = None) -> DirichletRows:
     """The Dirichlet law of the rows of a table of logits; a flat one without concentrations."""
-    rows = torch.ones_like(logits) if concentration is None else concentration
-    return DirichletRows(rows.detach() if mask is None else rows.detach().masked_fill(~mask, 0.0))
+    rows = torch.ones_like(logits, requires_grad=False) if concentration is None else concentration
+    return DirichletRows(rows if mask is None else rows.masked_fill(~mask, 0.0))
 
 
 def dirichlet_log_prob(logits: Tensor, concentration: Tensor | None) -> Tensor:

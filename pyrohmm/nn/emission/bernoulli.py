@@ -68,7 +68,7 @@ class BernoulliEmission(EntriesEmission):
     def conjugate_prior(self) -> BetaEntries:
         """The Beta prior of each entry, flat ones by default; see `Part`."""
         if self.prior is None:
-            flat = torch.ones_like(self.logits.detach())
+            flat = torch.ones_like(self._parameters["logits"], requires_grad=False)
             return BetaEntries(flat, flat)
         return BetaEntries(*self.prior.unbind(-1))
 
