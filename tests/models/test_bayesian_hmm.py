@@ -185,7 +185,8 @@ def test_particles_side_by_side_are_as_one_after_another():
 
 def nuts(model, data, num_samples, warmup_steps):
     torch.manual_seed(0)
-    mcmc = MCMC(NUTS(model, max_plate_nesting=2), num_samples, warmup_steps, disable_progbar=True)
+    kernel = NUTS(model, max_plate_nesting=2, max_tree_depth=5)
+    mcmc = MCMC(kernel, num_samples, warmup_steps, disable_progbar=True)
     mcmc.run(data)
     return mcmc.get_samples()
 
@@ -216,7 +217,7 @@ def test_svi_finds_what_variational_bayes_finds():
 
 def test_a_few_steps_of_nuts():
     emission, data, _ = two_states(3, 20)
-    draws = nuts(BayesianHMM(emission, ordered=True), data, num_samples=10, warmup_steps=10)
+    draws = nuts(BayesianHMM(emission, ordered=True), data, num_samples=6, warmup_steps=6)
     assert (draws["ordered_loc"].diff(dim=-1) > 0).all()
     torch.testing.assert_close(draws["ordered_loc"].mean(0), torch.tensor([-2.0, 2.0]), rtol=0, atol=0.6)
 
