@@ -150,9 +150,7 @@ def _as_tensor(reference: Mapping[str, Tensor] | Tensor) -> Tensor:
     return reference
 
 
-def _state_dims(
-    name: str, draws: Mapping[str, Tensor], dims: Sequence[int], sample_dims: int
-) -> tuple[int, ...]:
+def _state_dims(name: str, draws: Mapping[str, Tensor], dims: Sequence[int], sample_dims: int) -> tuple[int, ...]:
     """The dims of a site that are states, if they are among its own."""
     if name not in draws:
         raise ValueError(f"state_dims: expected sites that were drawn, got {name!r}")

@@ -47,9 +47,9 @@ def fit_vb(
     forward-backward on the expected log-probabilities. The bound never falls (but for the rounding of the model's
     dtype), and a state that is not needed loses its data to others, the more so the sparser the priors.
 
-    Parts and their priors (`prior=`): `nn.Initial` and `nn.Transition` (Dirichlet, also sticky), `nn.CategoricalEmission`
-    (Dirichlet), `nn.BernoulliEmission` (Beta), `nn.PoissonEmission` (Gamma), `nn.GaussianEmission`
-    (`nn.NormalInverseGamma` for "diag" and "spherical", `nn.NormalInverseWishart` for "full" and "tied").
+    Parts and their priors (`prior=`): `nn.Initial` and `nn.Transition` (Dirichlet, also sticky),
+    `nn.CategoricalEmission` (Dirichlet), `nn.BernoulliEmission` (Beta), `nn.PoissonEmission` (Gamma),
+    `nn.GaussianEmission` (`nn.NormalInverseGamma` for "diag" and "spherical", `nn.NormalInverseWishart` for "full" and "tied").
     Probabilities without a prior have a flat one; rates and Gaussians need one. Parts whose parameters have
     `requires_grad` off are known. Masks of edges, labels (with `use_labels`), `data.allowed` and what is missing are
     honoured, but "full" and "tied" need steps that were observed in whole or not at all.

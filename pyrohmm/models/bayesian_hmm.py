@@ -125,11 +125,11 @@ class BayesianHMM(HMM):
     def _sample_emission(self, *prior: Tensor) -> dict[str, Tensor]:
         match self.emission:
             case CategoricalEmission():
-                return {"probs": pyro.sample("probs", dist.Dirichlet(*prior).to_event(1))}
+                return {"probs": pyro.sample("probs", dist.Dirichlet(prior[0]).to_event(1))}
             case BernoulliEmission():
-                return {"probs": pyro.sample("probs", dist.Beta(*prior).to_event(2))}
+                return {"probs": pyro.sample("probs", dist.Beta(prior[0], prior[1]).to_event(2))}
             case PoissonEmission():
-                return {"rate": pyro.sample("rate", dist.Gamma(*prior).to_event(2))}
+                return {"rate": pyro.sample("rate", dist.Gamma(prior[0], prior[1]).to_event(2))}
         if self.emission.covariance in ("full", "tied"):
             return self._sample_vectors(*prior)
         return self._sample_ordered(*prior) if self.ordered else self._sample_entries(*prior)

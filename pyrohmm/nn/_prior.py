@@ -68,9 +68,11 @@ def has_mode(concentration: Tensor | None) -> bool:
     return concentration is None or bool((concentration >= 1).all())
 
 
-def dirichlet_law(concentration: Tensor | None, logits: Tensor, mask: Tensor | None = None) -> DirichletRows:
-    """The Dirichlet law of the rows of a table of logits; a flat one without concentrations."""
-    rows = torch.ones_like(logits, requires_grad=False) if concentration is None else concentration
+def dirichlet_law(part: Any, mask: Tensor | None = None) -> DirichletRows:
+    """The Dirichlet law of the rows of a part's table of logits; a flat one without a prior."""
+    # Not by the attribute, which would make it a parameter of a Pyro program that runs.
+    flat = torch.ones_like(part._parameters["logits"], requires_grad=False)
+    rows = flat if part.prior is None else part.prior
     return DirichletRows(rows if mask is None else rows.masked_fill(~mask, 0.0))
 
 

@@ -121,7 +121,7 @@ class Initial(Ordered, Part):
         """The Dirichlet prior, a flat one by default; see `Part`."""
         if self.net is not None:
             super().conjugate_prior()
-        return dirichlet_law(self.prior, self._parameters["logits"], self.mask)
+        return dirichlet_law(self, self.mask)
 
     def expected_statistics(self, weights: Tensor, inputs: Tensor | None = None) -> Statistics:
         """The expected number of sequences that start in each state.

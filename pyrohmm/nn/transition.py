@@ -170,7 +170,7 @@ class Transition(MatrixTransition):
 
     def conjugate_prior(self) -> DirichletRows:
         """The Dirichlet prior of each row, flat ones by default; see `Part`."""
-        return dirichlet_law(self.prior, self._parameters["logits"], self.mask)
+        return dirichlet_law(self, self.mask)
 
     def expected_statistics(self, weights: Tensor, inputs: Tensor | None = None) -> Statistics:
         """The expected number of times that each edge was taken.

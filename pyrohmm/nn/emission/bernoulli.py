@@ -68,7 +68,8 @@ class BernoulliEmission(EntriesEmission):
     def conjugate_prior(self) -> BetaEntries:
         """The Beta prior of each entry, flat ones by default; see `Part`."""
         if self.prior is None:
-            flat = torch.ones_like(self._parameters["logits"], requires_grad=False)
+            # Not by the attribute, which would make it a parameter of a Pyro program that runs.
+            flat = torch.ones_like(next(self.parameters()), requires_grad=False)
             return BetaEntries(flat, flat)
         return BetaEntries(*self.prior.unbind(-1))
 

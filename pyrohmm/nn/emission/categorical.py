@@ -79,7 +79,7 @@ class CategoricalEmission(TableEmission):
         # Subclasses have other laws.
         if type(self) is not CategoricalEmission:
             super().conjugate_prior()
-        return dirichlet_law(self.prior, self._parameters["logits"])
+        return dirichlet_law(self)
 
     def expected_statistics(
         self,

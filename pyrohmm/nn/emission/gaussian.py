@@ -201,7 +201,7 @@ class GaussianEmission(TableEmission):
             return
         factor = torch.linalg.cholesky(values["covariance"])
         scale = factor.diagonal(dim1=-2, dim2=-1)
-        row, column = torch.tril_indices(*factor.shape[-2:], -1, device=factor.device)
+        row, column = torch.tril_indices(factor.shape[-1], factor.shape[-1], -1, device=factor.device)
         assign(self.log_scale, scale.log())
         assign(self.lower, (factor / scale.unsqueeze(-1))[..., row, column])
 
