@@ -33,7 +33,7 @@ class Sorted(TorchDistribution):
     """
 
     arg_constraints = {}  # noqa: RUF012  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-    support = constraints.ordered_vector
+    support = constraints.ordered_vector  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, base: Any):
         if not base.batch_shape or base.event_shape:

@@ -49,7 +49,8 @@ def fit_vb(
 
     Parts and their priors (`prior=`): `nn.Initial` and `nn.Transition` (Dirichlet, also sticky),
     `nn.CategoricalEmission` (Dirichlet), `nn.BernoulliEmission` (Beta), `nn.PoissonEmission` (Gamma),
-    `nn.GaussianEmission` (`nn.NormalInverseGamma` for "diag" and "spherical", `nn.NormalInverseWishart` for "full" and "tied").
+    `nn.GaussianEmission` (`nn.NormalInverseGamma` for "diag" and "spherical", `nn.NormalInverseWishart` for "full" and
+    "tied").
     Probabilities without a prior have a flat one; rates and Gaussians need one. Parts whose parameters have
     `requires_grad` off are known. Masks of edges, labels (with `use_labels`), `data.allowed` and what is missing are
     honoured, but "full" and "tied" need steps that were observed in whole or not at all.

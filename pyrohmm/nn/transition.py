@@ -123,8 +123,9 @@ class Transition(MatrixTransition):
         mask: (K, K) bool, [from, to], True where an edge is allowed; the other logits are always -inf.
             `left_to_right` and `banded` make such masks.
         sticky: log-odds added to the diagonal at the start.
-        prior: `Dirichlet` on each row of probabilities, with concentrations (K,) or (K, K), of at least 1 for the
-            most probable parameters (`fit_em`, `fit_svi`). A sticky prior is `Dirichlet(1 + kappa * torch.eye(K))`: as if kappa more steps had been seen to stay in each state.
+        prior: `Dirichlet` on each row of probabilities, with concentrations (K,) or (K, K), of at least 1 for the most
+            probable parameters (`fit_em`, `fit_svi`). A sticky prior is `Dirichlet(1 + kappa * torch.eye(K))`: as if
+            kappa more steps had been seen to stay in each state.
         generator: source of the random start; torch's global one if None.
 
     Attributes:

@@ -242,11 +242,9 @@ def test_nuts_recovers_the_truth_and_its_labels_are_aligned():
     emission, data, transition = two_states(10, 30)
     chains = [nuts(BayesianHMM(emission, ordered=ordered), data, 150, 100) for ordered in (False, True)]
     free, ordered = chains
-    dims = {"initial": -1, "transition": (-2, -1), "loc": -2, "precision": -2}
+    dims = {"initial": (-1,), "transition": (-2, -1), "loc": (-2,), "precision": (-2,)}
     # A chain in the other order: as good a sample of the posterior.
-    other = {
-        name: value.flip(dims[name] if isinstance(dims[name], tuple) else (dims[name],)) for name, value in free.items()
-    }
+    other = {name: value.flip(dims[name]) for name, value in free.items()}
     both = {name: torch.stack([free[name], other[name].roll(50, 0)]) for name in dims}
     aligned = align_draws(both, dims, "loc", sample_dims=2).draws
     before, after = (gelman_rubin(draws["loc"], chain_dim=0, sample_dim=1) for draws in (both, aligned))
