@@ -243,12 +243,15 @@ class BayesianHMM(HMM):
                     values["covariance"] = _covariance(squares, lower, self._prior(emission)[-1])
                 else:
                     values["variance"] = 1 / self._site(draw, "precision")
-        parts = [copy.deepcopy(part).requires_grad_(True) for part in (self.emission, self.initial, self.transition)]
-        for part, new in zip(
-            parts,
-            (values, {"logits": self._site(draw, "initial").log()}, {"logits": self._site(draw, "transition").log()}),
-            strict=True,
-        ):
+        initial, transition = ({"logits": self._site(draw, name).log()} for name in ("initial", "transition"))
+        parts = [copy.deepcopy(part).requires_grad_(True) for part in (emission, self.initial, self.transition)]
+        for part, new in zip(parts, (values, initial, transition), strict=True):
+            for name, value in new.items():
+                parameter = part._parameters.get(name)
+                if parameter is not None and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"draw: expected shape {tuple(parameter.shape)} of what gives {name}, got {tuple(value.shape)}"
+                    )
             part.put({name: value.detach() for name, value in new.items()})
         return HMM(*parts, use_labels=self.use_labels)
 

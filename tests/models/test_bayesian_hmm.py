@@ -291,6 +291,8 @@ def test_at():
     assert all(parameter.requires_grad for parameter in whole.parameters())
     with pytest.raises(ValueError, match="draw: expected a value of 'ordered_loc', got only those of 'initial'"):
         model.at({"initial": values["initial"]})
+    with pytest.raises(ValueError, match=r"draw: expected shape \(2,\) of what gives logits, got \(4, 2\)"):
+        model.at({**values, "initial": values["initial"].expand(4, 2)})
 
 
 def test_module():
