@@ -59,7 +59,7 @@ class Program:
         self.num_states = task.num_states
         K, generator = task.num_states, torch.Generator().manual_seed(seed)
         self.middle = 3.0 * torch.arange(K, dtype=torch.float64)
-        rows = torch.full((K, K), 0.1 / max(K - 1, 1), dtype=torch.float64).fill_diagonal_(0.9)
+        rows = torch.full((K, K), 0.1 / max(K - 1, 1), dtype=torch.float64).fill_diagonal_(0.9 if K > 1 else 1.0)
         states = [torch.randint(K, (task.batch,), generator=generator)]
         for _ in range(task.num_steps - 1):
             states.append(torch.multinomial(rows[states[-1]], 1, generator=generator).squeeze(-1))
@@ -192,7 +192,8 @@ def run(settings: Settings) -> Report:
     rows = []
     for task in settings.tasks:
         program = Program(task)
-        check_densities(program)
+        with torch.random.fork_rng():
+            check_densities(program)
         runs = {}
         for name, function, compiled in (
             (OURS, program.loop, False),
