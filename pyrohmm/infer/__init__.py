@@ -1,5 +1,7 @@
 """Fitting a model to sequences, and choosing among models."""
 
+from pyrohmm.infer.draws import AlignedDraws as AlignedDraws
+from pyrohmm.infer.draws import align_draws as align_draws
 from pyrohmm.infer.em import fit_em as fit_em
 from pyrohmm.infer.history import History as History
 from pyrohmm.infer.importance import ImportanceEstimate as ImportanceEstimate
@@ -14,3 +16,5 @@ from pyrohmm.infer.selection import criteria as criteria
 from pyrohmm.infer.selection import predictive_score as predictive_score
 from pyrohmm.infer.selection import select_states as select_states
 from pyrohmm.infer.svi import fit_svi as fit_svi
+from pyrohmm.infer.variational_bayes import VariationalPosterior as VariationalPosterior
+from pyrohmm.infer.variational_bayes import fit_vb as fit_vb

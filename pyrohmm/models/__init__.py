@@ -2,6 +2,7 @@
 
 from pyrohmm.models.alignment import match_states as match_states
 from pyrohmm.models.alignment import overlap as overlap
+from pyrohmm.models.bayesian_hmm import BayesianHMM as BayesianHMM
 from pyrohmm.models.chain_guide import ChainGuide as ChainGuide
 from pyrohmm.models.filter_state import FilterState as FilterState
 from pyrohmm.models.filter_state import FilterUpdate as FilterUpdate

@@ -141,9 +141,7 @@ class HMM(PyroModule):
                 are looked at only where Pyro's validation is on.
         """
         self._check(data)
-        self._sample_priors()
-        if data.x is not None and any(getattr(part, "has_prior", False) for part in self.parts):
-            pyro.factor("prior", self.log_prior())
+        self._sample_priors(data)
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
             inputs_at = self._inputs(data)
             state = None
@@ -531,12 +529,17 @@ class HMM(PyroModule):
     def _next_state(self, state: Tensor | None, inputs: Tensor | None) -> dist.Categorical:
         return dist.Categorical(logits=self.initial(inputs) if state is None else self.transition(state, inputs))
 
-    def _sample_priors(self) -> None:
-        """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them."""
+    def _sample_priors(self, data: Sequences | Blank) -> None:
+        """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them.
+
+        Points have the factor of their priors.
+        """
         for part in self.parts:
             for module in part.modules():
                 for name in getattr(module, "_pyro_samples", ()):
                     getattr(module, name)
+        if data.x is not None and any(getattr(part, "has_prior", False) for part in self.parts):
+            pyro.factor("prior", self.log_prior())
 
     def _names_of_priors(self) -> list[str]:
         """The parameters of the parts that are `PyroSample` priors."""
