@@ -1,5 +1,6 @@
 """What tests by simulation share: p-values, bands that hold everywhere at once, seeds, axes to draw on."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -75,7 +76,8 @@ def band(replicated: Tensor, level: float) -> Band:
     below = torch.searchsorted(ordered.mT.contiguous(), columns, right=False)
     above = size - torch.searchsorted(ordered.mT.contiguous(), columns, right=True)
     depth = torch.minimum(below, above).amin(0).sort().values
-    cut = int(depth[int((1 - level) * size)])
+    outside = math.floor((1 - level) * size + 1e-9)
+    cut = int(depth[outside])
     return Band(ordered[cut], ordered[size - 1 - cut])
 
 
