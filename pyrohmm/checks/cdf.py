@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro.distributions as dist
 import torch
-from scipy import special, stats
+from scipy import special
 from torch import Tensor
 
 from pyrohmm.nn.emission.composite import Streams
@@ -158,6 +158,8 @@ def _beta(law: Any, value: Tensor) -> Tails:
 
 
 def _von_mises(law: Any, value: Tensor) -> Tails:
+    from scipy import stats  # slow to load
+
     loc, concentration = _numpy(law.loc), _numpy(law.concentration)
     angle = np.remainder(_numpy(value) + np.pi, 2 * np.pi) - np.pi
 
