@@ -1,5 +1,6 @@
 """Posterior predictive checks: do sequences that the model makes look like the data?"""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,10 @@ class PredictiveCheck:
             ax.vlines(places, low, high, color="0.75", linewidth=5, label=f"{level:.0%} of replicated")
             ax.plot(places, middle, "_", color="0.4", markersize=8)
             ax.plot(places, observed.mean(0).numpy(), ".", color="#D55E00", markersize=7, label="data")
+            # As many indices as there is room for.
+            shape, step = self.p_value.shape, -(-len(places) // 12)
+            names = [", ".join(map(str, index)) for index in itertools.product(*map(range, shape))]
+            ax.set_xticks(places[::step], names[::step])
             ax.set_xlabel(f"entry of {shown}")
             ax.set_ylabel(self.name)
         ax.legend()

@@ -196,8 +196,8 @@ def pseudo_residuals(
         uniform, normal = residuals(model, data)
         event = data.event_shape
         entries = [mask.nonzero()[:, 0] for mask in observed.reshape(-1, event.numel()).unbind(-1)]
-        points = max(1, min(_POINTS, *(len(some) for some in entries)))
-        places = (torch.arange(points, dtype=torch.float64, device=normal.device) + 0.5) / points
+        places = _places(min(len(some) for some in entries), normal.device)
+        points = len(places)
 
         def summary(r: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             columns = r.reshape(-1, event.numel()).unbind(-1)
@@ -295,6 +295,14 @@ def _predicted(initial: Tensor, transition: Tensor, observation: Tensor, lengths
         rows.append((result.log_probs[:, steps].unsqueeze(-1) + matrix).logsumexp(-2))
     messages = torch.where(valid.unsqueeze(-1), torch.cat(rows, 1), 0.0)
     return messages.log_softmax(-1), (result.log_evidence == -torch.inf).any(-1)
+
+
+def _places(count: int, device: torch.device) -> Tensor:
+    """The shares of a QQ plot: one for each of `count` numbers, or fewer, as far out and evenly spread over the plot."""
+    if count <= _POINTS:
+        return (torch.arange(max(count, 1), dtype=torch.float64, device=device) + 0.5) / max(count, 1)
+    end = torch.special.ndtri(torch.tensor(0.5 / count, dtype=torch.float64)).item()
+    return torch.special.ndtr(torch.linspace(end, -end, _POINTS, dtype=torch.float64, device=device))
 
 
 def _quantiles(values: Tensor, places: Tensor) -> Tensor:
