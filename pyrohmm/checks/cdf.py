@@ -134,7 +134,9 @@ def _continuous(below: Any, above: Any, like: Tensor) -> Tails:
 
 def _normal(loc: Tensor, scale: Tensor, value: Tensor) -> Tails:
     residual = (_double(value) - _double(loc)) / _double(scale)
-    return Tails(torch.special.ndtr(residual), torch.zeros_like(residual), torch.special.ndtr(-residual))
+    # Not torch's ndtr, which is 0 from -10 on.
+    below, above = (torch.special.log_ndtr(x).exp() for x in (residual, -residual))
+    return Tails(below, torch.zeros_like(residual), above)
 
 
 def _student(law: Any, value: Tensor) -> Tails:

@@ -71,11 +71,11 @@ def band(replicated: Tensor, level: float) -> Band:
         Band(lower=tensor([5., 5., 5.]), upper=tensor([94., 94., 94.]))
     """
     size, ordered = len(replicated), replicated.sort(0).values
-    columns = replicated.mT.contiguous()
-    # How many curves are below, and above, at each place; the least of these is how deep a curve lies.
-    below = torch.searchsorted(ordered.mT.contiguous(), columns, right=False)
-    above = size - torch.searchsorted(ordered.mT.contiguous(), columns, right=True)
-    depth = torch.minimum(below, above).amin(0).sort().values
+    sorted_columns, columns = ordered.mT.contiguous(), replicated.mT.contiguous()
+    # Between which order statistics a curve lies: its depth at its outermost place. Ties are inside.
+    up_to = torch.searchsorted(sorted_columns, columns, right=True)
+    from_here = size - torch.searchsorted(sorted_columns, columns, right=False)
+    depth = (torch.minimum(up_to, from_here) - 1).amin(0).sort().values
     outside = math.floor((1 - level) * size + 1e-9)
     cut = int(depth[outside])
     return Band(ordered[cut], ordered[size - 1 - cut])
