@@ -245,7 +245,8 @@ class StateCalibration:
             makes, (B,).
         level: of the band.
         error: expected calibration error, the mean of |frequency - predicted| over all probabilities.
-        p_value: of the mean square difference, among those of paths drawn from the posterior.
+        p_value: of the differences in all bins together, by their squares over the variances of independent steps, among
+            those of paths drawn from the posterior.
         coverage: how often the truth is in the smallest set of states of probability 0.5, 0.8, 0.9, 0.95: {level:
             share}; a right posterior covers at least as often as that.
     """
@@ -363,8 +364,12 @@ def state_calibration(
         hit = bins.gather(-1, states.unsqueeze(-1)).squeeze(-1)
         return hit.bincount(minlength=num_bins) / filled
 
+    # Of the number of hits in each bin, if steps were independent. That they are not, the drawn paths know.
+    variance = torch.zeros_like(middle).scatter_add_(0, bins.flatten(), (probs * (1 - probs)).flatten())
+
     def distance(frequencies: Tensor) -> Tensor:
-        return (count * (frequencies - predicted).square()).sum(-1) / count.sum()
+        off = (count * (frequencies - predicted)).square()
+        return torch.where(off > 0, off / variance, 0.0).sum(-1)
 
     found = frequency(labels[known])
     drawn = torch.stack([frequency(path) for path in paths])
