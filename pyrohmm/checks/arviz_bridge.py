@@ -54,8 +54,8 @@ def to_inference_data(
     | group | variables (dimensions after chain and draw) |
     |---|---|
     | posterior | the latent sites; "z" (sequence, time), paths from the posterior of the states, -1 past the length |
-    | log_likelihood | log p(x_n), one number a sequence (sequence), states summed out, nats |
-    | log_predictive | log p(x_t given x_1..t-1), one step ahead (sequence, time), nats |
+    | log_likelihood | "x": log p(x_n), one number a sequence (sequence), states summed out, nats |
+    | log_predictive | "x": log p(x_t given x_1..t-1), one step ahead (sequence, time), nats |
     | posterior_predictive | sequences drawn with some of the draws (sequence, time, ...) |
     | prior, prior_predictive | draws from the priors |
     | observed_data, constant_data | x; lengths, observed, inputs and labels, if there are any (no draws) |
@@ -166,13 +166,12 @@ class _Bridge:
         evidence = evidence.expand(*shape, *evidence.shape[2:])
         likelihood = evidence.sum(-1)
         ahead = torch.where(seen, evidence, torch.nan)
-        name = "x" if self.hmm is not None else self.loop
         groups: dict[str, Variables] = {
             "posterior": {
                 site: (("chain", "draw", *dims[site]), _array(value)) for site, value in self.values.items()
             },
-            "log_likelihood": {name: (("chain", "draw", "sequence"), _array(likelihood))},
-            "log_predictive": {name: (("chain", "draw", "sequence", "time"), _array(ahead))},
+            "log_likelihood": {"x": (("chain", "draw", "sequence"), _array(likelihood))},
+            "log_predictive": {"x": (("chain", "draw", "sequence", "time"), _array(ahead))},
         }
         if paths or (paths is None and not self.values):
             drawn = self._paths(shape, order)

@@ -13,7 +13,7 @@ def common_labels(states: Tensor, scores: Tensor, num_states: int) -> Tensor:
 
     Where priors do not tell states apart, each chain, and each draw, may number them in its own way, and averages over
     draws mean nothing. Draws are matched to a pivot, first the best of them, then what most of the matched draws say,
-    until nothing changes.
+    until nothing changes. The names are those of the first draw.
 
     Args:
         states: (S, M), the most probable state of each of M steps in each of S draws, any integers; negative ones are
@@ -49,4 +49,5 @@ def common_labels(states: Tensor, scores: Tensor, num_states: int) -> Tensor:
         names = torch.nn.functional.pad(permutations.argsort(-1), (0, 1), value=-1)
         named = names.gather(-1, torch.where(states < 0, num_states, states.long()))
         pivot = named.mode(0).values
-    return permutations
+    # The first draw keeps its names.
+    return permutations[:, permutations[0].argsort()]
