@@ -2,12 +2,10 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -89,7 +87,7 @@ def to_inference_data(
         observed_data: more of what was observed, or all of it for a program: {name: (N, T, ...)}.
         constant_data: more of what was given: {name: (N, T, ...)}.
         dims: names of the axes of a variable, beyond chain and draw, e.g. {"loc": ["state", "feature"]}. Default:
-            axes of size K are those of states, in an `HMM`'s emission the first only; others name_dim_0, ...
+            axes of size K are those of states, in an `HMM`'s emission the first only, if it is; others name_dim_0, ...
         coords: labels of a dimension's entries, e.g. {"state": ["fair", "loaded"]}. Default: 0, 1, ...
         loop: name of the loop over time.
         seed: of all draws, without any effect on torch's global random numbers.
@@ -167,9 +165,7 @@ class _Bridge:
         likelihood = evidence.sum(-1)
         ahead = torch.where(seen, evidence, torch.nan)
         groups: dict[str, Variables] = {
-            "posterior": {
-                site: (("chain", "draw", *dims[site]), _array(value)) for site, value in self.values.items()
-            },
+            "posterior": {site: (("chain", "draw", *dims[site]), _array(value)) for site, value in self.values.items()},
             "log_likelihood": {"x": (("chain", "draw", "sequence"), _array(likelihood))},
             "log_predictive": {"x": (("chain", "draw", "sequence", "time"), _array(ahead))},
         }
@@ -228,12 +224,12 @@ class _Bridge:
             if len(self.dims[name]) != len(shape):
                 raise ValueError(f"dims: expected {len(shape)} names for {name!r}, got {list(self.dims[name])}")
             return tuple(self.dims[name])
-        most = 1 if self.hmm is not None and name.startswith("emission.") else 2
-        names, found = [], 0
+        # A table of an emission has its states in front; its entries may be as many.
+        in_emission = self.hmm is not None and name.split(".")[0] not in ("initial", "transition")
+        names, states = [], list(_STATE_DIMS)
         for axis, size in enumerate(shape):
-            is_state = size == self.num_states and found < most and (most > 1 or axis == 0) and self.num_sites == 1
-            names.append(_STATE_DIMS[found] if is_state else f"{name}_dim_{axis}")
-            found += is_state
+            is_state = size == self.num_states and self.num_sites == 1 and states and not (in_emission and axis)
+            names.append(states.pop(0) if is_state else f"{name}_dim_{axis}")
         return tuple(names)
 
     def _reorder(self, order: Tensor, dims: dict[str, tuple[str, ...]], evidence: Tensor) -> None:
@@ -281,7 +277,7 @@ class _Bridge:
 
     def _predictive(self, number: int) -> tuple[dict[str, Tensor], list[int]]:
         """Sequences drawn with some of the draws, spread evenly over each chain."""
-        assert self.hmm is not None
+        model: Any = self.hmm
         data: Sequences = self.args[0]
         chains, draws = self.shape
 
@@ -289,7 +285,7 @@ class _Bridge:
             inputs = None if data.inputs is None else data.inputs.repeat(copies, 1, 1)
             lengths = data.lengths.repeat(copies)
             size = copies * len(data)
-            found = self.hmm.simulate(size, data.num_steps, lengths=lengths, inputs=inputs, seed=seed, guide=guide)
+            found = model.simulate(size, data.num_steps, lengths=lengths, inputs=inputs, seed=seed, guide=guide)
             return _blanked(found.x.unflatten(0, (copies, len(data))), data)
 
         seed = derived_seed(self.seed, -1)
@@ -314,10 +310,10 @@ class _Bridge:
         if self.hmm is None:
             raise ValueError("prior: expected draws for a program, like pyro.infer.Predictive returns, got a number")
         data: Sequences = self.args[0]
-        simulate = prior_simulator(
-            self.hmm, len(data), data.num_steps, lengths=data.lengths, inputs=data.inputs
-        )
-        pairs = [simulate(derived_seed(self.seed, -2 - i)) for i in tqdm(range(prior), "prior", disable=not self.progress)]
+        simulate = prior_simulator(self.hmm, len(data), data.num_steps, lengths=data.lengths, inputs=data.inputs)
+        pairs = [
+            simulate(derived_seed(self.seed, -2 - i)) for i in tqdm(range(prior), "prior", disable=not self.progress)
+        ]
         names = list(pairs[0][0])
         found = {name: torch.stack([values[name] for values, _ in pairs]) for name in names}
         x = torch.stack([_blanked(drawn.x, data) for _, drawn in pairs]).unsqueeze(0)

@@ -116,7 +116,8 @@ def prior_simulator(
     def simulate(seed: int) -> tuple[dict[str, Tensor], Sequences]:
         with torch.no_grad(), seeded(seed, device), own_parameters(model):
             trace = poutine.trace(model.model).get_trace(blank)
-        states, x = (trace.nodes[site]["value"] for site in ("z", "x"))
+        sites: Any = trace.nodes
+        states, x = (sites[name]["value"] for name in ("z", "x"))
         return latent_values(trace), Sequences(x, lengths, inputs=inputs, labels=states)
 
     return simulate
@@ -147,8 +148,8 @@ def simulation_based_calibration(
             see `prior_simulator`.
         fit: draws from the posterior given the data, for a seed: {name: (L, *shape)}.
         num_simulations: S.
-        quantities: a function of parameters {name: (*shape)} and data, to what is ranked, {name: (*shape)}. Default: the
-            parameters themselves.
+        quantities: a function of parameters {name: (*shape)} and data, to what is ranked, {name: (*shape)}. Default:
+            the parameters themselves.
         seed: of everything; `simulate` and `fit` get seeds of their own.
         progress: whether to show a progress bar.
 
@@ -245,8 +246,8 @@ class StateCalibration:
             makes, (B,).
         level: of the band.
         error: expected calibration error, the mean of |frequency - predicted| over all probabilities.
-        p_value: of the differences in all bins together, by their squares over the variances of independent steps, among
-            those of paths drawn from the posterior.
+        p_value: of the differences in all bins together, by their squares over the variances of independent steps,
+            among those of paths drawn from the posterior.
         coverage: how often the truth is in the smallest set of states of probability 0.5, 0.8, 0.9, 0.95: {level:
             share}; a right posterior covers at least as often as that.
     """

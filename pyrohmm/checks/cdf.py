@@ -9,10 +9,10 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from pyrohmm.nn.emission._laws import Multinomial
 from pyrohmm.nn.emission.composite import Streams
 from pyrohmm.nn.emission.entries import ObservedEntries, ObservedGaussian
 from pyrohmm.nn.emission.mixture import Mixture
-from pyrohmm.nn.emission._laws import Multinomial
 
 
 class Tails(NamedTuple):

@@ -45,14 +45,7 @@ def parameter_draws(
     found: list[Draws] = []
     for number in range(num_draws):
         with torch.no_grad(), seeded(derived_seed(seed, number), _device(args)):
-            nodes = poutine.trace(guide).get_trace(*args).nodes
-        found.append(
-            {
-                name: node["value"].detach()
-                for name, node in nodes.items()
-                if _is_latent(node) and not (node["infer"] or {}).get("is_auxiliary")
-            }
-        )
+            found.append(latent_values(poutine.trace(guide).get_trace(*args)))
         if not found[0]:
             return {}
     return {name: torch.stack([some[name] for some in found]).unsqueeze(0) for name in found[0]}
@@ -74,12 +67,16 @@ def one(draws: Mapping[str, Tensor], chain: int, draw: int) -> Draws:
 
 
 def latent_values(trace: poutine.Trace) -> Draws:
-    """The values of the latent sites of a trace, states and observations left out."""
-    return {name: node["value"].detach() for name, node in trace.nodes.items() if _is_latent(node)}
+    """The values of the latent sites of a trace; not those of states that were summed out, or simulated."""
+    nodes: Any = trace.nodes
+    return {name: node["value"].detach() for name, node in nodes.items() if _is_latent(node)}
 
 
 def _is_latent(node: Any) -> bool:
-    return node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
+    if node["type"] != "sample" or node["is_observed"] or site_is_subsample(node):
+        return False
+    # What an autoguide draws all sites from is none of them.
+    return not (node["infer"] or {}).get("is_auxiliary")
 
 
 def _device(args: tuple[Any, ...]) -> torch.device:

@@ -1,4 +1,4 @@
-"""Pseudo-residuals: each observation put on the scale of a standard normal number by the law that the model gives it."""
+"""Pseudo-residuals: each observation on the scale of a standard normal number, by the law that the model gives it."""
 
 import copy
 import math
@@ -99,7 +99,11 @@ class PseudoResiduals:
         lines = [f"{self.kind} pseudo-residuals of {int(self.observed.sum())} observations"]
         for name, test in self.tests.items():
             values = ", ".join(f"{x:.3g}" for x in test.value.flatten().tolist())
-            p = "" if test.p_value is None else ", p = " + ", ".join(f"{x:.3g}" for x in test.p_value.flatten().tolist())
+            p = (
+                ""
+                if test.p_value is None
+                else ", p = " + ", ".join(f"{x:.3g}" for x in test.p_value.flatten().tolist())
+            )
             lines.append(f"{name}: {values}{p}")
         return "\n".join(lines)
 
@@ -173,8 +177,8 @@ def pseudo_residuals(
     check_level(level)
     if kind == "ordinary" and model.emission.order > 0:
         raise ValueError(
-            "kind: expected 'one-step' for an emission that sees earlier observations; later ones tell of x_t then, not "
-            "of its state alone"
+            "kind: expected 'one-step' for an emission that sees earlier observations; later ones tell of x_t itself "
+            "then, not of its state alone"
         )
     generator = torch.Generator().manual_seed(seed)
     observed = (data.valid if data.mask is None else data.mask).reshape(*_shape(data, data.mask))
@@ -228,9 +232,7 @@ def pseudo_residuals(
     # Ordinary residuals are correlated under the model, so that less of it is unusual too.
     both = ("kurtosis", "autocorrelation") if kind == "ordinary" else ("kurtosis",)
     tests = {
-        name: ResidualTest(
-            value, p_value(value, torch.stack(drawn[name]), two_sided=name in both) if curves else None
-        )
+        name: ResidualTest(value, p_value(value, torch.stack(drawn[name]), two_sided=name in both) if curves else None)
         for name, value in values.items()
     }
     theoretical = torch.special.ndtri(places).reshape(-1, *[1] * len(event)).expand(sample.shape)
@@ -298,7 +300,7 @@ def _predicted(initial: Tensor, transition: Tensor, observation: Tensor, lengths
 
 
 def _places(count: int, device: torch.device) -> Tensor:
-    """The shares of a QQ plot: one for each of `count` numbers, or fewer, as far out and evenly spread over the plot."""
+    """The shares of a QQ plot: one for each of `count` numbers, or fewer, as far out, evenly spread over the plot."""
     if count <= _POINTS:
         return (torch.arange(max(count, 1), dtype=torch.float64, device=device) + 0.5) / max(count, 1)
     end = torch.special.ndtri(torch.tensor(0.5 / count, dtype=torch.float64)).item()

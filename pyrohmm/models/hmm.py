@@ -345,9 +345,8 @@ class HMM(PyroModule):
         return self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
 
     def _refuse_priors(self) -> None:
-        for part in self.parts:
-            if names := [name for module in part.modules() for name in getattr(module, "_pyro_samples", ())]:
-                raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
+        if names := self._names_of_priors():
+            raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
 
     def _states(self) -> Tensor:
         """All states, to the left of sequences and steps, and of models side by side."""

@@ -111,7 +111,9 @@ def test_labels_are_put_right_before_r_hat():
     for name in ("emission.loc", "transition.logits"):
         assert arviz.rhat(apart)[name].values.max() > 1.5 and arviz.rhat(together)[name].values.max() < 1.1
         np.testing.assert_array_equal(together["posterior"][name][0], apart["posterior"][name][0])
-    np.testing.assert_array_equal(together["posterior"]["emission.loc"][1], apart["posterior"]["emission.loc"][1, :, ::-1])
+    np.testing.assert_array_equal(
+        together["posterior"]["emission.loc"][1], apart["posterior"]["emission.loc"][1, :, ::-1]
+    )
     np.testing.assert_array_equal(
         together["posterior"]["transition.logits"][1], apart["posterior"]["transition.logits"][1, :, ::-1, ::-1]
     )

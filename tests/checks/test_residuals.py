@@ -21,9 +21,7 @@ def enumerated(model: HMM, data: Sequences, kind: str) -> tuple[torch.Tensor, to
     initial = initial.expand(n_seq, n_states)
     transition = transition.expand(n_seq, max(n_steps - 1, 1), n_states, n_states)
     law = model.emission_law(data)
-    below, at, _ = (
-        x.detach().expand(n_states, n_seq, n_steps, *data.event_shape) for x in tails(law, data.x)
-    )
+    below, at, _ = (x.detach().expand(n_states, n_seq, n_steps, *data.event_shape) for x in tails(law, data.x))
     result = torch.full((2, *data.x.shape), 0.5, dtype=torch.float64)
     for n in range(n_seq):
         length = int(data.lengths[n])
@@ -47,7 +45,9 @@ def enumerated(model: HMM, data: Sequences, kind: str) -> tuple[torch.Tensor, to
 def test_agrees_with_enumeration(name, kind):
     model, data = make(name)
     if kind == "ordinary" and model.emission.order:
-        with pytest.raises(ValueError, match="kind: expected 'one-step' for an emission that sees earlier observations"):
+        with pytest.raises(
+            ValueError, match="kind: expected 'one-step' for an emission that sees earlier observations"
+        ):
             pseudo_residuals(model, data, kind, num_simulations=0)
         return
     below, at_most = enumerated(model, data, kind)

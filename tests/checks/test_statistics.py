@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_against_loops(num_states):
             np.testing.assert_allclose(dwell_times(data, num_states, longest), expected)
         pairs = np.zeros((num_states, num_states))
         for path in paths:
-            for i, j in zip(path, path[1:], strict=False):
+            for i, j in pairwise(path):
                 if i >= 0 and j >= 0:
                     pairs[i, j] += 1
         np.testing.assert_allclose(transition_counts(data, num_states), pairs)
