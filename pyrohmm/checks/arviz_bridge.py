@@ -19,6 +19,7 @@ from pyrohmm.distributions import MarkovChain
 from pyrohmm.models import HMM
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.models.saving import library_version
+from pyrohmm.ops.chain import valid_steps
 from pyrohmm.program.posterior import trace_given
 
 _STATE_DIMS = ("state", "next_state")
@@ -133,11 +134,13 @@ class _Bridge:
         seed: int,
         progress: bool,
     ):
-        self.model, self.args, self.values, self.loop = model, args, values, loop
+        self.args, self.values, self.loop = args, values, loop
         self.dims, self.seed, self.progress = dims, seed, progress
         self.hmm = model if isinstance(model, HMM) else None
         self.program = model.model if isinstance(model, HMM) else model
         self.shape = tuple(next(iter(values.values())).shape[:2]) if values else (1, 1)
+        first = self._potentials(one(values, 0, 0))
+        self.num_states, self.num_sites = first.initial.shape[-1], len(first.sites)
 
     def convert(
         self,
@@ -150,28 +153,26 @@ class _Bridge:
         constant: Mapping[str, Tensor] | None,
         coords: dict[str, Sequence[Any]],
     ) -> Any:
-        evidence, modes, seen = self._run()
-        num_states = self.num_states
         dims = {name: self._dims(name, value) for name, value in self.values.items()}
-        order = torch.arange(num_states).expand(*self.shape, -1)
-        if align and any(name in _STATE_DIMS for names in dims.values() for name in names):
-            scores = evidence.sum((-2, -1)).flatten()
-            order = common_labels(modes.flatten(0, 1).flatten(1), scores, num_states).reshape(*self.shape, -1)
-            self._reorder(order, dims, evidence)
+        align = align and any(name in _STATE_DIMS for names in dims.values() for name in names)
+        evidence, modes, valid = self._run(align)
+        if align:
+            order = common_labels(modes.flatten(1), evidence.sum((-2, -1)).flatten(), self.num_states)
+            self._reorder(order.unflatten(0, self.shape), dims, evidence)
 
         # Of points the chain is the same in every draw, and so are all likelihoods.
         shape = self.shape if self.values else (1, num_draws)
         evidence = evidence.expand(*shape, *evidence.shape[2:])
         likelihood = evidence.sum(-1)
-        ahead = torch.where(seen, evidence, torch.nan)
+        ahead = torch.where(valid, evidence, torch.nan)
         groups: dict[str, Variables] = {
             "posterior": {site: (("chain", "draw", *dims[site]), _array(value)) for site, value in self.values.items()},
             "log_likelihood": {"x": (("chain", "draw", "sequence"), _array(likelihood))},
             "log_predictive": {"x": (("chain", "draw", "sequence", "time"), _array(ahead))},
         }
         if paths or (paths is None and not self.values):
-            drawn = self._paths(shape, order)
-            groups["posterior"]["z"] = (("chain", "draw", "sequence", "time"), _array(drawn))
+            drawn = _array(self._paths(shape))
+            groups["posterior"]["z"] = (("chain", "draw", "sequence", "time"), drawn)
         if not isinstance(predictive, Mapping) and predictive and self.hmm is not None:
             check_number("posterior_predictive", predictive, 0)
             predictive, places = self._predictive(predictive)
@@ -183,26 +184,29 @@ class _Bridge:
             }
         groups.update(self._prior(prior))
         groups.update(self._data(observed, constant))
-        return _packed({group: variables for group, variables in groups.items() if variables}, coords, num_states)
+        return _packed({group: variables for group, variables in groups.items() if variables}, coords, self.num_states)
 
-    def _run(self) -> tuple[Tensor, Tensor, Tensor]:
-        """log p(x_t | x_<t) (C, S, N, T) float64, the most probable states (C, S, N, T), and which steps count (N, T).
+    def _run(self, decode: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """log p(x_t | x_<t) (C, S, N, T) float64, the most probable states (C S, N, T), and which steps count (N, T).
 
-        States are -1 past the length.
+        States are -1 past the length, and all of them if they are not wanted.
         """
-        evidence, modes, valid = [], [], torch.ones(())
+        evidence, modes, valid = [], [], torch.ones((), dtype=torch.bool)
         for chain, draw in self._each("likelihoods"):
             potentials = self._potentials(one(self.values, chain, draw))
-            self.num_states, self.num_sites = potentials.initial.shape[-1], len(potentials.sites)
             logits, lengths = potentials[:3], potentials.lengths
             found = ops.filter(*logits, lengths=lengths).log_evidence
             evidence.append(_sequences(found.double()))
-            marginals = ops.smooth(*logits, lengths=lengths).state_marginals
-            valid = _sequences(marginals.sum(-1) > 0)
-            modes.append(torch.where(valid, _sequences(marginals.argmax(-1)), -1).to(torch.int16))
+            if lengths is not None:
+                valid = _sequences(valid_steps(lengths, found.shape[-1]).expand(found.shape))
+            mode = torch.full_like(found, -1)
+            if decode:
+                marginals = ops.smooth(*logits, lengths=lengths).state_marginals
+                mode = torch.where(marginals.sum(-1) > 0, marginals.argmax(-1), -1)
+            modes.append(_sequences(mode).to(torch.int16))
         if self.hmm is not None:
             valid = self.args[0].observed
-        return torch.stack(evidence).unflatten(0, self.shape), torch.stack(modes).unflatten(0, self.shape), valid
+        return torch.stack(evidence).unflatten(0, self.shape), torch.stack(modes), valid
 
     def _potentials(self, values: Draws) -> Any:
         trace = trace_given(self.program, given(values), *self.args)
@@ -246,7 +250,7 @@ class _Bridge:
             potentials = self._potentials(one(values, chain, draw))
             again = ops.log_partition(*potentials[:3], lengths=potentials.lengths).double().reshape(-1)
             before = evidence[chain, draw].sum(-1)
-            if not torch.allclose(again, before.expand(again.shape), rtol=1e-3, atol=1e-2):
+            if not torch.allclose(again, before.expand(again.shape), rtol=1e-4, atol=1e-3):
                 worst = int((again - before).abs().argmax())
                 raise ValueError(
                     f"dims: with the states of chain {chain}, draw {draw} in another order the log-likelihood of "
@@ -257,7 +261,7 @@ class _Bridge:
                 )
         self.values = values
 
-    def _paths(self, shape: tuple[int, ...], order: Tensor) -> Tensor:
+    def _paths(self, shape: tuple[int, ...]) -> Tensor:
         """State paths from their posterior, one a draw, (C, S, N, T)."""
         drawn = []
         if not self.values:

@@ -1,4 +1,8 @@
-"""Away with the figure of a plot."""
+"""Plots without a window, and away with their figures."""
+
+import matplotlib
+
+matplotlib.use("Agg")
 
 
 def close(ax) -> None:

@@ -1,8 +1,8 @@
-import subprocess
 import sys
 import types
 import warnings
 
+import matplotlib
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -21,6 +21,8 @@ from tests.models.cases import make
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of ArviZ, of what is to come
     import arviz
+
+matplotlib.use("Agg")
 
 N, T, K = 6, 10, 2
 LENGTHS = torch.tensor([10, 1, 4, 10, 7, 10])
@@ -62,8 +64,21 @@ def converted(**arguments):
     return to_inference_data(bayesian(), data(), draws(), posterior_predictive=8, progress=False, **arguments)
 
 
-def test_groups_dimensions_and_coordinates():
-    found = converted(paths=True, prior=3, coords={"state": ["low", "high"], "sequence": list("abcdef")})
+EVERYTHING = {"paths": True, "prior": 3, "coords": {"state": ["low", "high"], "sequence": list("abcdef")}}
+
+
+@pytest.fixture(scope="module")
+def aligned():
+    return converted(**EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def apart():
+    return converted(align=False, paths=True)
+
+
+def test_groups_dimensions_and_coordinates(aligned):
+    found = aligned
     posterior = found["posterior"]
     assert posterior["emission.loc"].dims == ("chain", "draw", "state", "emission.loc_dim_1")
     assert posterior["transition.logits"].dims == ("chain", "draw", "state", "next_state")
@@ -83,8 +98,8 @@ def test_groups_dimensions_and_coordinates():
     assert found["posterior"].attrs["inference_library"] == "pyrohmm"
 
 
-def test_what_is_missing_is_nan_and_nothing_else():
-    found, mask = converted(prior=2), data().mask.numpy()
+def test_what_is_missing_is_nan_and_nothing_else(aligned):
+    found, mask = aligned, data().mask.numpy()
     for group in ("observed_data", "posterior_predictive", "prior_predictive"):
         x = found[group]["x"].values[..., 0]
         assert (np.isnan(x) == ~np.broadcast_to(mask, x.shape)).all()
@@ -93,8 +108,8 @@ def test_what_is_missing_is_nan_and_nothing_else():
     assert np.isfinite(found["log_likelihood"]["x"].values).all()
 
 
-def test_likelihoods_are_those_of_the_model():
-    found, given = converted(align=False), draws()
+def test_likelihoods_are_those_of_the_model(apart):
+    found, given = apart, draws()
     for chain, draw in ((0, 0), (1, 19)):
         model = points()
         with torch.no_grad():
@@ -106,8 +121,8 @@ def test_likelihoods_are_those_of_the_model():
     np.testing.assert_allclose(ahead, found["log_likelihood"]["x"], rtol=1e-5)
 
 
-def test_labels_are_put_right_before_r_hat():
-    apart, together = converted(align=False, paths=True), converted(paths=True)
+def test_labels_are_put_right_before_r_hat(aligned, apart):
+    together = aligned
     for name in ("emission.loc", "transition.logits"):
         assert arviz.rhat(apart)[name].values.max() > 1.5 and arviz.rhat(together)[name].values.max() < 1.1
         np.testing.assert_array_equal(together["posterior"][name][0], apart["posterior"][name][0])
@@ -127,10 +142,10 @@ def test_labels_are_put_right_before_r_hat():
             assert (z[chain][:, sign] == state).mean() > 0.9
 
 
-def test_arviz_takes_it():
+def test_arviz_takes_it(aligned):
     from matplotlib import pyplot
 
-    found, other = converted(), to_inference_data(points(), data(), num_draws=30, progress=False)
+    found, other = aligned, to_inference_data(points(), data(), num_draws=30, progress=False)
     assert arviz.summary(found, var_names=["emission.loc"])["r_hat"].max() < 1.1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few sequences
@@ -253,12 +268,12 @@ def test_axes_that_are_no_states_are_found_out():
     assert found["posterior"]["loc"].dims == ("chain", "draw", "state", "feature")
 
 
-def test_version_one_gets_a_data_tree(monkeypatch):
+def test_version_one_gets_a_data_tree(aligned, monkeypatch):
     import xarray
 
-    old = converted(paths=True, prior=2)
+    old = aligned
     monkeypatch.setitem(sys.modules, "arviz", types.ModuleType("arviz"))  # 1.x has no InferenceData
-    new = converted(paths=True, prior=2)
+    new = converted(**EVERYTHING)
     assert isinstance(new, xarray.DataTree) and set(new.children) == set(old.groups())
     assert new.attrs["inference_library"] == "pyrohmm"
     for group in old.groups():
@@ -287,6 +302,17 @@ def test_bad_input():
         converted(loop="other")
 
 
-def test_the_library_does_not_load_arviz():
-    code = "import pyrohmm, sys; assert not {'arviz', 'xarray', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.slow
+def test_draws_of_nuts():
+    from pyro.infer import MCMC, NUTS
+
+    model, some = bayesian(), data()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mcmc = MCMC(NUTS(model, max_tree_depth=3), num_samples=15, warmup_steps=15, disable_progbar=True)
+        mcmc.run(some)
+    found = to_inference_data(model, some, mcmc.get_samples(group_by_chain=True), progress=False)
+    assert found["posterior"]["emission.loc"].shape == (1, 15, K, 1)
+    assert found["log_likelihood"]["x"].shape == (1, 15, N)
+    assert found["posterior_predictive"]["x"].shape == (1, 15, N, T, 1)
+    assert abs(found["posterior"]["emission.loc"].mean(("chain", "draw")).values - LOC.numpy()).max() < 1.0

@@ -587,7 +587,9 @@ def test_the_law_of_each_observation_in_each_state(name):
 def test_the_law_of_observations_needs_parameters_with_values():
     model, data = make("poisson")
     model.emission.log_rate = PyroSample(dist.Normal(0.0, 1.0).expand([K, D]).to_event(2))
-    with pytest.raises(ValueError, match="model: expected parameters without PyroSample priors, got .'emission.log_rate"):
+    with pytest.raises(
+        ValueError, match="model: expected parameters without PyroSample priors, got .'emission.log_rate"
+    ):
         model.emission_law(data)
 
 
