@@ -111,10 +111,8 @@ def replicates(model: HMM, data: Sequences, number: int, seed: int) -> Iterator[
 
 
 def like(data: Sequences, drawn: Sequences) -> Sequences:
-    """Drawn sequences of the lengths of the data, as they would have been seen: where the data has something."""
-    return Sequences(
-        drawn.x, data.lengths, inputs=data.inputs, labels=drawn.labels, mask=data.mask, allowed=data.allowed
-    )
+    """Drawn sequences as they would have been seen: only where the data has something."""
+    return Sequences(drawn.x, data.lengths, inputs=data.inputs, labels=drawn.labels, mask=data.mask)
 
 
 def derived_seed(seed: int, number: int) -> int:

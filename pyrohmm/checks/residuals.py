@@ -134,9 +134,10 @@ def pseudo_residuals(
     Vectors are looked at entry by entry, each by its own marginal law given the other steps: the residuals of one step
     depend on each other. Both tails are computed, so residuals as far as 38 standard deviations out have their size.
 
-    Every test compares with sequences drawn from the model (its lengths, inputs, missing entries), so it is right for
-    both kinds, discrete data and vectors. With the parameters of the model fitted to these very data and `refit` None,
-    a test raises fewer false alarms than its level says; with `refit` every drawn set is fitted like the data.
+    Every test compares with sequences drawn from the model, with the data's lengths, inputs, missing entries and (if the
+    model uses labels) known states, but without `allowed` ones; so it is right for both kinds, discrete data and
+    vectors. With the parameters of the model fitted to these very data and `refit` None, a test raises fewer false
+    alarms than its level says; with `refit` every drawn set is fitted like the data.
 
     Args:
         model: parameters have values, no priors.
@@ -154,7 +155,7 @@ def pseudo_residuals(
 
     Raises:
         TypeError: no model, no sequences, or a law whose distribution function is not known.
-        ValueError: nothing is observed, a sequence that the model holds for impossible, an argument out of range, or
+        ValueError: nothing is observed, a sequence that is impossible under the model, an argument out of range, or
             ordinary residuals of an autoregressive emission.
 
     Reference:
@@ -181,8 +182,8 @@ def pseudo_residuals(
             "then, not of its state alone"
         )
     generator = torch.Generator().manual_seed(seed)
-    observed = (data.valid if data.mask is None else data.mask).reshape(*_shape(data, data.mask))
-    observed = observed.expand(data.x.shape)
+    observed = data.valid if data.mask is None else data.mask
+    observed = observed.reshape(observed.shape + (1,) * (data.x.dim() - observed.dim())).expand(data.x.shape)
 
     def residuals(model: HMM, data: Sequences) -> tuple[Tensor, Tensor]:
         found = _tails(model, data, kind)
@@ -216,6 +217,8 @@ def pseudo_residuals(
         curves, drawn = [], {name: [] for name in values}
         sets = replicated_data(model, data, num_simulations, derived_seed(seed, 1)) if num_simulations else ()
         for replicate in tqdm(sets, "simulated residuals", num_simulations, disable=not (progress and num_simulations)):
+            if model.use_labels:
+                replicate = _as_far_known(data, replicate)
             twin = model
             if refit is not None:
                 twin = copy.deepcopy(model)
@@ -239,10 +242,10 @@ def pseudo_residuals(
     return PseudoResiduals(kind, uniform, normal, observed, theoretical, sample, lower, upper, level, tests)
 
 
-def _shape(data: Sequences, mask: Tensor | None) -> tuple[int, ...]:
-    """The shape in which a mask broadcasts with x."""
-    own = (len(data), data.num_steps) if mask is None else tuple(mask.shape)
-    return own + (1,) * (data.x.dim() - len(own))
+def _as_far_known(data: Sequences, drawn: Sequences) -> Sequences:
+    """Drawn sequences with their states where those of the data are known."""
+    labels = None if data.labels is None else torch.where(data.labels < 0, -1, drawn.labels)  # type: ignore[arg-type]
+    return Sequences(drawn.x, drawn.lengths, inputs=drawn.inputs, labels=labels, mask=drawn.mask)
 
 
 def _tails(model: HMM, data: Sequences, kind: Kind) -> Tails:
@@ -254,8 +257,7 @@ def _tails(model: HMM, data: Sequences, kind: Kind) -> Tails:
         block = data[start : start + step]
         weights = _weights(model, block, kind, start)
         every = tails(model.emission_law(block), block.x)
-        event_dim = len(data.event_shape)
-        found.append(mixed(weights.movedim(-1, 0), every, event_dim))
+        found.append(mixed(weights.movedim(-1, 0), every, len(data.event_shape)))
     return Tails(*(torch.cat(some) for some in zip(*found, strict=True)))
 
 
@@ -265,7 +267,7 @@ def _weights(model: HMM, data: Sequences, kind: Kind, first: int) -> Tensor:
     log_weights, impossible = _predicted(initial, transition, observation, data.lengths)
     if impossible.any():
         index = first + int(impossible.nonzero()[0, 0])
-        raise ValueError(f"data: expected sequences that the model holds for possible, got none of that at {index}")
+        raise ValueError(f"data: expected sequences that are possible under the model, got another at index {index}")
     if kind == "one-step" or data.num_steps == 1:
         return log_weights
     # The chain that runs backward, from whatever last state: what it predicts is the message from the later steps.

@@ -140,6 +140,18 @@ def test_without_simulations_there_are_no_p_values():
     close(found.plot())
 
 
+def test_states_are_known_in_simulations_where_they_are_in_the_data():
+    model, data = make("labels")
+    seen = []
+    pseudo_residuals(model, data, num_simulations=2, refit=lambda _, drawn: seen.append(drawn.labels), progress=False)
+    assert all(((labels >= 0) == (data.labels >= 0)).all() for labels in seen) and len(seen) == 2
+    allowed = torch.zeros(4, 4, 3, dtype=torch.bool)
+    allowed[..., 0] = True
+    some = Sequences(data.x, data.lengths, inputs=data.inputs, mask=data.mask, allowed=allowed)
+    found = pseudo_residuals(model, some, num_simulations=2, progress=False)
+    assert found.normal.isfinite().all() and found.tests["kurtosis"].p_value is not None
+
+
 def test_refitted_simulations():
     model, seen = gaussian(), []
 
@@ -208,7 +220,7 @@ def test_an_impossible_sequence_is_named(monkeypatch):
     data = Sequences(torch.tensor([[0, 1], [0, 2]]))
     for block in (4_000_000, 1):
         monkeypatch.setattr("pyrohmm.checks.residuals._BLOCK", block)
-        with pytest.raises(ValueError, match="data: expected sequences that the model holds for possible.* at 1"):
+        with pytest.raises(ValueError, match="data: expected sequences that are possible.*, got another at index 1"):
             pseudo_residuals(model, data, num_simulations=0)
 
 
