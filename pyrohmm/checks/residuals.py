@@ -134,8 +134,8 @@ def pseudo_residuals(
     Vectors are looked at entry by entry, each by its own marginal law given the other steps: the residuals of one step
     depend on each other. Both tails are computed, so residuals as far as 38 standard deviations out have their size.
 
-    Every test compares with sequences drawn from the model, with the data's lengths, inputs, missing entries and (if the
-    model uses labels) known states, but without `allowed` ones; so it is right for both kinds, discrete data and
+    Every test compares with sequences drawn from the model, with the data's lengths, inputs, missing entries and (if
+    the model uses labels) known states, but without `allowed` ones; so it is right for both kinds, discrete data and
     vectors. With the parameters of the model fitted to these very data and `refit` None, a test raises fewer false
     alarms than its level says; with `refit` every drawn set is fitted like the data.
 
