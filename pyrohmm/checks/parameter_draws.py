@@ -11,7 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrohmm.checks.monte_carlo import derived_seed
-from pyrohmm.models.isolation import seeded
+from pyrohmm.models.isolation import own_parameters, seeded
 
 Draws = dict[str, Tensor]
 
@@ -42,9 +42,10 @@ def parameter_draws(
         return _checked(draws)
     if guide is None:
         return {}
+    modules = [guide] if isinstance(guide, torch.nn.Module) else []
     found: list[Draws] = []
     for number in range(num_draws):
-        with torch.no_grad(), seeded(derived_seed(seed, number), _device(args)):
+        with torch.no_grad(), seeded(derived_seed(seed, number), _device(args)), own_parameters(*modules):
             found.append(latent_values(poutine.trace(guide).get_trace(*args)))
         if not found[0]:
             return {}

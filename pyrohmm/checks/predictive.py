@@ -163,6 +163,9 @@ def posterior_predictive_check(
     with torch.no_grad():
         sets = _posterior_sets(model, data, parameters, num_draws, seed)
         pairs = list(_values(statistics, sets, num_draws if progress else None))
+    for name in statistics:
+        if len(shapes := {tuple(side[name].shape) for pair in pairs for side in pair}) > 1:
+            raise ValueError(f"statistics: expected one shape from {name!r}, got {sorted(shapes)}")
     observed, replicated = (
         {name: torch.stack([values[name] for values in side]) for name in statistics}
         for side in zip(*pairs, strict=True)

@@ -27,9 +27,10 @@ def test_draws_of_a_guide_are_its_sites_alone(kind):
     pyro.clear_param_store()
     x, guide = torch.zeros(4), kind(model)
     guide(x)
+    pyro.clear_param_store()
     before = torch.get_rng_state()
     found = parameter_draws((x,), None, guide, 6, 0)
-    assert torch.get_rng_state().equal(before)
+    assert torch.get_rng_state().equal(before) and not list(pyro.get_param_store())
     assert list(found) == ["loc"] and found["loc"].shape == (1, 6, 3) and len(found["loc"].unique()) == 18
     assert parameter_draws((x,), None, guide, 6, 0)["loc"].equal(found["loc"])
     assert not parameter_draws((x,), None, guide, 6, 1)["loc"].equal(found["loc"])

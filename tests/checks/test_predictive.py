@@ -146,6 +146,8 @@ def test_bad_input():
         posterior_predictive_check(model, data, {})
     with pytest.raises(ValueError, match="statistics: expected numbers, got NaN from 'mean'"):
         posterior_predictive_check(model, data, {"mean": lambda data: torch.tensor(torch.nan)}, progress=False)
+    with pytest.raises(ValueError, match=r"statistics: expected one shape from 'all', got \[\(1,\), "):
+        posterior_predictive_check(model, data, {"all": lambda data: data.labels.unique()}, progress=False)
     with pytest.raises(ValueError, match="num_draws: expected at least 2, got 1"):
         posterior_predictive_check(model, data, num_draws=1)
     with pytest.raises(ValueError, match="draws: expected shape .* for 'a', got \\(3,\\)"):
