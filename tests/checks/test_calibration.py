@@ -150,7 +150,7 @@ def test_bins_against_a_loop():
     labels = data.labels.clone()
     labels[0, :5] = -1
     found = state_calibration(right, data, labels=labels, num_bins=4, num_simulations=9)
-    probs = right.posterior(data).marginals.double()
+    probs = right.posterior(data).marginals.detach().double()
     sums, hits, counts = [0.0] * 4, [0.0] * 4, [0] * 4
     for n in range(6):
         for t in range(int(data.lengths[n])):
