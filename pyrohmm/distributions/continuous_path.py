@@ -1,13 +1,14 @@
 """Paths of continuous states, of a first-order Markov process whose steps a network may describe."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, kl_divergence, register_kl
 
 Step = Callable[[Any, slice], Any]
 
@@ -153,17 +154,13 @@ class ContinuousPath(TorchDistribution):
         >>> walk.log_probs(torch.tensor([[0.0], [0.1], [0.1]]))
         tensor([1.3836, 0.8836, 1.3836])
         """
-        base, value, log_det = self._untransformed(value)
-        first = 1 if isinstance(self.initial, Distribution) else 0
-        terms = []
+        base, log_det = self._untransformed(value)
+        laws = self._laws(base)
+        values = [base]
         if isinstance(self.initial, Distribution):
-            terms.append(self.initial.log_prob(base[..., 0, :]).unsqueeze(-1))
-        if first < self.num_steps:
-            law = self.step(self._previous(base), slice(first, self.num_steps))
-            terms.append(law.log_prob(base[..., first:, :]))
-        shape = (*torch.broadcast_shapes(self.batch_shape, value.shape[:-2]), -1)
-        result = torch.cat([term.expand(shape) for term in terms], -1) - log_det
-        return result if self.lengths is None else torch.where(self._valid, result, 0.0)
+            values = [base[..., 0, :], base[..., 1:, :]][: len(laws)]
+        terms = [law.log_prob(x) for law, x in zip(laws, values, strict=True)]
+        return self._by_step(terms, base.shape[:-2], log_det)
 
     @property
     def _valid(self) -> Tensor:
@@ -171,19 +168,28 @@ class ContinuousPath(TorchDistribution):
         assert self.lengths is not None
         return torch.arange(self.num_steps, device=self.lengths.device) < self.lengths.unsqueeze(-1)
 
-    def _previous(self, base: Tensor) -> Tensor | None:
-        """The vectors before those of the steps that `step` is asked for."""
+    def _laws(self, base: Tensor) -> list[Any]:
+        """The law of the first step, if it is given, and that of all others at once."""
         if self.independent:
-            return None
+            return [self.step(None, slice(0, self.num_steps))]
         before = base[..., :-1, :]
         if isinstance(self.initial, Distribution):
-            return before
+            rest = slice(1, self.num_steps)
+            return [self.initial, *([self.step(before, rest)] if self.num_steps > 1 else [])]
         lead = torch.broadcast_shapes(self.initial.shape[:-1], before.shape[:-2])
         start = self.initial.unsqueeze(-2).expand(*lead, 1, -1)
-        return torch.cat([start, before.expand(*lead, -1, -1)], -2)
+        return [self.step(torch.cat([start, before.expand(*lead, -1, -1)], -2), slice(0, self.num_steps))]
 
-    def _untransformed(self, value: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """The path before the transforms, the path with 0 past the length, and the log-determinant of each step."""
+    def _by_step(self, terms: list[Tensor], lead: torch.Size, less: Any = 0.0) -> Tensor:
+        """What was computed for each of `_laws`, as one number a step, 0 past the length."""
+        if isinstance(self.initial, Distribution):
+            terms = [terms[0].unsqueeze(-1), *terms[1:]]
+        shape = (*torch.broadcast_shapes(self.batch_shape, lead), -1)
+        result = torch.cat([term.expand(shape) for term in terms], -1) - less
+        return result if self.lengths is None else torch.where(self._valid, result, 0.0)
+
+    def _untransformed(self, value: Tensor) -> tuple[Tensor, Any]:
+        """The path before the transforms, and the log-determinant of each step."""
         if value.shape[-2:] != self.event_shape:
             expected = f"shape (..., {self.num_steps}, {self.event_shape[-1]})"
             raise ValueError(f"value: expected {expected}, got {tuple(value.shape)}")
@@ -201,7 +207,27 @@ class ContinuousPath(TorchDistribution):
         for transform in self.transforms:
             states.append(transform(states[-1]))
         pairs = zip(self.transforms, states[:-1], states[1:], strict=True)
-        return base, value, sum(transform.log_abs_det_jacobian(x, y) for transform, x, y in pairs)
+        return base, sum(transform.log_abs_det_jacobian(x, y) for transform, x, y in pairs)
+
+
+@register_kl(ContinuousPath, ContinuousPath)
+def _kl_along_the_last_draw(q: ContinuousPath, p: ContinuousPath) -> Tensor:
+    r"""KL(q || p), estimated by the path that was drawn last from q, or by a new one.
+
+    .. math:: \sum_t \mathrm{KL}\big(q_t(\cdot \mid h_{t-1}) \,\|\, p_t(\cdot \mid h_{t-1})\big), \qquad h \sim q
+
+    Its expectation is the divergence. It varies less than log q(h) - log p(h), which is taken where a step's divergence
+    is not known in closed form, or paths are transformed. Both paths must have the same lengths.
+    """
+    drawn, version, _ = q._drawn
+    value = q.rsample() if drawn is None or _version(drawn) != version else drawn
+    alike = isinstance(q.initial, Distribution) == isinstance(p.initial, Distribution)
+    if alike and not q.transforms and not p.transforms:
+        pairs = zip(q._laws(value), p._laws(value), strict=True)
+        # Where torch knows no divergence it says so.
+        with suppress(NotImplementedError):
+            return q._by_step([kl_divergence(*pair) for pair in pairs], value.shape[:-2]).sum(-1)
+    return q.log_prob(value) - p.log_prob(value)
 
 
 def _draw(law: Any, batch_shape: Sequence[int]) -> Tensor:

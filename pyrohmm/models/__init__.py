@@ -2,6 +2,7 @@
 
 from pyrohmm.models.alignment import match_states as match_states
 from pyrohmm.models.alignment import overlap as overlap
+from pyrohmm.models.deep_markov import DeepMarkovModel as DeepMarkovModel
 from pyrohmm.models.filter_state import FilterState as FilterState
 from pyrohmm.models.filter_state import FilterUpdate as FilterUpdate
 from pyrohmm.models.hmm import HMM as HMM
