@@ -7,3 +7,6 @@ from pyrohmm.models.filter_state import FilterState as FilterState
 from pyrohmm.models.filter_state import FilterUpdate as FilterUpdate
 from pyrohmm.models.hmm import HMM as HMM
 from pyrohmm.models.neural_hmm import NeuralHMM as NeuralHMM
+from pyrohmm.models.switching import SwitchingLDS as SwitchingLDS
+from pyrohmm.models.switching import SwitchingNLDS as SwitchingNLDS
+from pyrohmm.models.switching import SwitchingSSM as SwitchingSSM
