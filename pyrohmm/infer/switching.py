@@ -3,6 +3,7 @@
 import numpy as np
 import pyro.distributions as dist
 import torch
+from scipy.linalg import solveh_banded
 from torch import Tensor, nn
 
 from pyrohmm.data import Sequences
@@ -11,13 +12,15 @@ from pyrohmm.infer.em import fit_em
 from pyrohmm.infer.history import History
 from pyrohmm.models import HMM, SwitchingSSM
 from pyrohmm.models.isolation import own_parameters
-from pyrohmm.nn import LinearRegressionEmission, Transition
+from pyrohmm.nn import FactorAnalysisEmission, LinearRegressionEmission, Transition
 from pyrohmm.nn.switching import raw
 
-# Of the variance of an observed entry, the least part that is noise.
+# Of the variance of an observed entry, the least part that is noise at first.
 _LEAST_NOISE = 1e-3
 # As if so many more steps had been seen to stay in each state.
 _STAY = 10.0
+# Sequences by which the degree of smoothing is chosen.
+_MOST_SMOOTHED = 50
 # Observations that an emission network is shown at once.
 _MOST_STEPS = 5000
 
@@ -34,8 +37,8 @@ def initialize_switching(
 ) -> History:
     r"""Set a switching state space model to a start from which `fit_svi` finds the states.
 
-    1. The path: the first D principal components of the observations, in units of their standard deviations; between
-       observed steps it is interpolated.
+    1. The path: D factors of the observations, by factor analysis, smoothed so far as their noise goes, over missing
+       steps too.
     2. States, their linear dynamics and transitions: a hidden Markov model of the path, an autoregression of order one
        in each state, by `fit_em`; the best of several starts, from clusters of the increments. Networks in the dynamics
        and effects on the transitions start at 0.
@@ -76,19 +79,21 @@ def initialize_switching(
     dim, size = model.dynamics.dim, data.event_shape.numel()
     if dim > size:
         raise ValueError(f"model: expected at most {size} dimensions of the path, like an observation, got {dim}")
-    path, loadings, noise = _principal_path(model, data, dim)
-    history = _set_dynamics(model, path, data, restarts, steps, seed, progress)
+    path, loadings, noise = _factor_path(model, data, dim)
+    # Of a vector with a standard normal prior, given one observation.
+    scale = (1 + (loadings.square() / noise.unsqueeze(-1)).sum(0)).rsqrt()
+    for d in range(dim):
+        _smooth(path[..., d], data.observed.cpu(), data.lengths.tolist(), float(scale[d] ** 2))
+    history = _set_dynamics(model, path, scale, data, restarts, steps, seed, progress)
     _set_emission(model, path, data, loadings, noise, emission_steps, seed)
     with torch.no_grad():
-        # The posterior of a vector with a standard normal prior, given one observation.
-        scale = (1 + (loadings.square() / noise.unsqueeze(-1)).sum(0)).rsqrt()
         out = model.combiner.out
         out.weight.mul_(0.1)
         out.bias.copy_(torch.cat([torch.zeros(dim), raw(scale).float()]))
     return history
 
 
-def _principal_path(model: SwitchingSSM, data: Sequences, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def _factor_path(model: SwitchingSSM, data: Sequences, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """The path (N, T, D), its loadings (P, D) and the variances of the rest (P,) in units of the guide's inputs.
 
     Sets the guide's units, and the matrix by which it goes from an observation to the path.
@@ -101,27 +106,70 @@ def _principal_path(model: SwitchingSSM, data: Sequences, dim: int) -> tuple[Ten
     spread = (torch.where(seen, x - centre, 0.0).square().sum((0, 1)) / weight).sqrt()
     spread = torch.where(spread > 0, spread, 1.0)
     x = torch.where(seen, (x - centre) / spread, 0.0)
+    # Principal components are where factor analysis begins, which knows how noisy each entry is.
     _, values, vectors = torch.linalg.svd(x[rows], full_matrices=False)
-    scale = (values[:dim] / max(1, int(rows.sum())) ** 0.5).clamp_min(1e-6)
-    directions = vectors[:dim].mT
-    path = x @ directions / scale
-    loadings = directions * scale
-    noise = (x[rows].square().mean(0) - loadings.square().sum(-1)).clamp_min(_LEAST_NOISE)
+    loadings = vectors[:dim].mT * (values[:dim] / max(1, int(rows.sum())) ** 0.5)
+    noise = (1 - loadings.square().sum(-1)).clamp_min(_LEAST_NOISE)
+    size = x.shape[-1]
+    factors = FactorAnalysisEmission(
+        1, size, dim, loc=torch.zeros(1, size), factors=loadings.unsqueeze(0), scale=noise.sqrt(), least_scale=0.03
+    )
+    fit_em(HMM(factors), Sequences(x.float(), data.lengths.cpu(), mask=seen), steps=50, progress=False)
+    loadings, noise = factors.factors.detach()[0].double(), (2 * factors.log_scale.detach()[0].double()).exp()
+    # Turned, so that their errors are independent given an observation.
+    _, _, turned = torch.linalg.svd(loadings / noise.sqrt().unsqueeze(-1), full_matrices=False)
+    loadings = loadings @ turned.mT
+    weighted = loadings / noise.unsqueeze(-1)
+    precision = torch.eye(dim) + torch.einsum("ntp,pd,pe->ntde", seen.double(), weighted, loadings)
+    path = torch.linalg.solve(precision, x @ weighted)
     with torch.no_grad():
         model.centre.copy_(centre)
         model.spread.copy_(spread)
-        model.direct.copy_((directions / scale).mT)
-    for sequence, known, length in zip(path, rows, data.lengths.tolist(), strict=True):
-        gaps = (~known[:length]).nonzero()[:, 0]
-        if 0 < len(gaps) < length:
-            there = known.nonzero()[:, 0].numpy()
-            columns = [np.interp(gaps.numpy(), there, column) for column in sequence[there].mT.numpy()]
-            sequence[gaps] = torch.from_numpy(np.stack(columns, -1))
+        model.direct.copy_(torch.linalg.solve(torch.eye(dim) + weighted.mT @ loadings, weighted.mT))
     return path, loadings, noise
 
 
+def _smooth(values: Tensor, known: Tensor, lengths: list[int], variance: float) -> None:
+    """Smooth sequences (N, T) in place, over gaps too, so far that what is taken away has the variance of their noise.
+
+    The smoothest sequence by its second differences (Whittaker 1922): without, the noise, which goes back and forth,
+    would be what an autoregression with states finds.
+    """
+
+    def smoothed(n: int, penalty: float) -> np.ndarray:
+        length = lengths[n]
+        weight = known[n, :length].double().numpy()
+        bands = np.zeros((3, length))
+        bands[0] = weight
+        for row, factor in enumerate((1.0, -2.0, 1.0)):
+            for other in range(row, 3):
+                product = factor * (1.0, -2.0, 1.0)[other] * penalty
+                bands[other - row, row : length - 2 + row] += product
+        return solveh_banded(bands, weight * values[n, :length].numpy(), lower=True)
+
+    long = [n for n, length in enumerate(lengths) if int(known[n].sum()) > 2]
+    some = long[:_MOST_SMOOTHED]
+    low, high = -4.0, 6.0
+    for _ in range(15):
+        penalty = 10 ** ((low + high) / 2)
+        taken = [(values[n, : lengths[n]] - torch.from_numpy(smoothed(n, penalty)))[known[n, : lengths[n]]] for n in some]
+        if some and float(torch.cat(taken).square().mean()) < variance:
+            low = (low + high) / 2
+        else:
+            high = (low + high) / 2
+    for n in long:
+        values[n, : lengths[n]] = torch.from_numpy(smoothed(n, 10**low))
+
+
 def _set_dynamics(
-    model: SwitchingSSM, path: Tensor, data: Sequences, restarts: int, steps: int, seed: int, progress: bool
+    model: SwitchingSSM,
+    path: Tensor,
+    scale: Tensor,
+    data: Sequences,
+    restarts: int,
+    steps: int,
+    seed: int,
+    progress: bool,
 ) -> History:
     """Fit an autoregression with hidden states to the path."""
     num_states, dim, lengths = model.num_states, path.shape[-1], data.lengths.cpu()
@@ -154,7 +202,8 @@ def _set_dynamics(
         dynamics, found = model.dynamics, autoregression.emission
         dynamics.weight.copy_(torch.eye(dim) + unit.unsqueeze(-1) * found.weight)
         dynamics.bias.copy_(unit * found.loc)
-        dynamics.raw_scale.copy_(raw(unit * found.log_scale.exp()))
+        # The guide proposes paths with their noise at first.
+        dynamics.raw_scale.copy_(raw(((unit * found.log_scale.exp()).square() + 2 * scale.square()).sqrt()))
         dynamics.initial_loc.copy_(first.mean(0))
         spread = first.std(0, correction=0).clamp_min(0.1)
         dynamics.initial_raw_scale.copy_(raw(spread))
