@@ -33,8 +33,8 @@ class DeepMarkovModel(PyroModule):
 
     The model is a Pyro program, `.model`, and so is `.guide`, both of `Sequences`. Their sites, in the plate
     "sequences" (dim -1, with the scale of a minibatch), are the path "h", of event shape (T, D), and in the model the
-    observations "x", of event shape (T, *event). Missing steps and entries add nothing, and the guide is told of them. `inputs` and
-    labels are not read.
+    observations "x", of event shape (T, *event). Missing steps and entries add nothing, and the guide is told of
+    them. `inputs` and labels are not read.
 
     `pyrohmm.fit_svi(model, data, loss=pyro.infer.TraceMeanField_ELBO())` takes the divergence of each step of the guide
     from the transition in closed form, given the vector before; gradients then vary less.
