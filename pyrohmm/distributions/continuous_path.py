@@ -1,6 +1,6 @@
 """Paths of continuous states, of a first-order Markov process whose steps a network may describe."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -9,8 +9,6 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence, register_kl
-
-Step = Callable[[Any, slice], Any]
 
 
 class ContinuousPath(TorchDistribution):
@@ -25,7 +23,8 @@ class ContinuousPath(TorchDistribution):
     Args:
         step: `step(previous, t)`, with the vectors before those of the steps `t`, a slice of the time axis: (..., t, D)
             for steps t. It returns a distribution of batch shape (..., t) and event shape (D,) that can be
-            reparameterised. It must give the same law whenever it is asked: no dropout inside of it.
+            reparameterised. It must give the same law whenever it is asked: no dropout inside of it. With a method
+            `draw`, from initial (*batch, D) to a path (*batch, T, D), that one makes the draws.
         initial: h_0, the vector before the first step, (D,) or (*batch, D); or the law of h_1, a distribution of event
             shape (D,), and `step` is then asked from the second step on.
         num_steps: T.
@@ -66,7 +65,7 @@ class ContinuousPath(TorchDistribution):
 
     def __init__(
         self,
-        step: Step,
+        step: Any,
         initial: Tensor | Distribution,
         num_steps: int,
         *,
@@ -119,6 +118,8 @@ class ContinuousPath(TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         if self.independent:
             base = _draw(self.step(None, slice(0, self.num_steps)), (*shape, self.num_steps))
+        elif isinstance(self.initial, Tensor) and hasattr(self.step, "draw"):
+            base = self.step.draw(self.initial.expand(*shape, -1))
         else:
             steps, first = [], 0
             if isinstance(self.initial, Distribution):

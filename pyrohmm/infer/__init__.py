@@ -2,6 +2,8 @@
 
 from pyrohmm.infer.em import fit_em as fit_em
 from pyrohmm.infer.history import History as History
+from pyrohmm.infer.importance import ImportanceEstimate as ImportanceEstimate
+from pyrohmm.infer.importance import importance_log_prob as importance_log_prob
 from pyrohmm.infer.initialization import initialize as initialize
 from pyrohmm.infer.selection import Criteria as Criteria
 from pyrohmm.infer.selection import PredictiveScore as PredictiveScore

@@ -18,6 +18,7 @@ from pyrohmm.models import saving
 from pyrohmm.models.hmm import Blank
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import Combiner, GatedTransition, RecurrentEncoder
+from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn.encoder.encoder import built
 
 _FORMAT = "pyrohmm deep Markov model, version 1"
@@ -33,8 +34,8 @@ class DeepMarkovModel(PyroModule):
 
     The model is a Pyro program, `.model`, and so is `.guide`, both of `Sequences`. Their sites, in the plate
     "sequences" (dim -1, with the scale of a minibatch), are the path "h", of event shape (T, D), and in the model the
-    observations "x", of event shape (T, *event). Missing steps and entries add nothing, and the guide is told of them. `inputs` and
-    labels are not read.
+    observations "x", of event shape (T, *event). Missing steps and entries add nothing, and the guide is told of
+    them. `inputs` and labels are not read.
 
     `pyrohmm.fit_svi(model, data, loss=pyro.infer.TraceMeanField_ELBO())` takes the divergence of each step of the guide
     from the transition in closed form, given the vector before; gradients then vary less.
@@ -93,9 +94,7 @@ class DeepMarkovModel(PyroModule):
         dim = self.emission.dim
         self.transition = GatedTransition(dim, 2 * dim, generator=generator) if transition is None else transition
         if (shape := tuple(self.transition.initial.shape)) != (dim,):
-            raise ValueError(
-                f"transition: expected vectors of size {dim}, like the emission, got initial of shape {shape}"
-            )
+            raise ValueError(f"transition: expected initial of shape ({dim},), like the state of emission, got {shape}")
         direction = _DIRECTIONS[inference]
         sources = 2 if direction == "both" else 1
         self.encoder = RecurrentEncoder(
@@ -130,6 +129,11 @@ class DeepMarkovModel(PyroModule):
         posterior = self._posterior(data)
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-1):
             pyro.sample("h", posterior)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable numbers in the model and its guide."""
+        return num_trainable(self)
 
     def posterior(self, data: Sequences) -> ContinuousPath:
         """The guide's law of the paths given the sequences, q(h | x), of batch shape (N,).

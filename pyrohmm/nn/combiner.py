@@ -1,13 +1,12 @@
 """From features of the observations and the vector before to the law of a step of a continuous path."""
 
-from collections.abc import Callable
-
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count
+from pyrohmm.nn._unrolled import UnrolledPath
 from pyrohmm.nn.dynamics import normal
 from pyrohmm.nn.encoder.encoder import built
 
@@ -64,7 +63,7 @@ class Combiner(PyroModule):
         self.out = built(lambda: nn.Linear(hidden, 2 * dim), generator)
         self.initial = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, features: Tensor) -> Callable[[Tensor | None, slice], TorchDistributionMixin]:
+    def forward(self, features: Tensor) -> "CombinerStep":
         """The steps for these features.
 
         Args:
@@ -81,16 +80,30 @@ class Combiner(PyroModule):
             raise ValueError(
                 f"features: expected shape (..., T, {self.num_sources * self.hidden}), got {tuple(features.shape)}"
             )
-        # Read here: in a Pyro program each reading of a part of a PyroModule takes its time.
-        before = self.before
-        parts = self.num_sources + (before is not None)
+        parts = self.num_sources + (self.before is not None)
         known = self.out(features.unflatten(-1, (self.num_sources, self.hidden)).sum(-2) / parts)
-        weight = self.out.weight.mT / parts
+        return CombinerStep(known, self.before, self.out.weight.mT / parts)
 
-        def step(previous: Tensor | None, t: slice) -> TorchDistributionMixin:
-            params = known[..., t, :]
-            if before is not None:
-                params = params + before(previous).tanh() @ weight
-            return normal(*params.chunk(2, -1))
 
-        return step
+class CombinerStep:
+    """The step of a combiner, for given features; see `Combiner.forward`."""
+
+    def __init__(self, known: Tensor, before: nn.Module | None, weight: Tensor):
+        self.known, self.before, self.weight = known, before, weight
+
+    def __call__(self, previous: Tensor | None, t: slice) -> TorchDistributionMixin:
+        """The law of the steps `t` given the vectors before them."""
+        params = self.known[..., t, :]
+        if self.before is not None:
+            params = params + self.before(previous).tanh() @ self.weight
+        return normal(*params.chunk(2, -1))
+
+    def draw(self, start: Tensor) -> Tensor:
+        """All steps one after another from the vector before the first, (..., D) to (..., T, D), differentiable."""
+        assert isinstance(self.before, nn.Linear)
+        num_steps, width = self.known.shape[-2:]
+        known = self.known.expand(*start.shape[:-1], num_steps, width).reshape(-1, num_steps, width).transpose(0, 1)
+        noise = torch.randn(num_steps, *start.shape, dtype=start.dtype, device=start.device)
+        inputs = start.reshape(known.shape[1], -1), self.before.weight, self.before.bias, self.weight
+        path = UnrolledPath.apply(known.contiguous(), *inputs, noise.flatten(1, -2))
+        return path.transpose(0, 1).reshape(*start.shape[:-1], num_steps, -1)

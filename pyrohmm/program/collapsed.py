@@ -204,9 +204,14 @@ class CollapsedLoop(LoopMessenger):
     def leave_factor(self) -> None:
         """Put log p(observations | everything else) into the program, as a site named like the loop."""
         potentials = self.potentials()
-        log_z = ops.log_partition(
-            potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
-        )
+        try:
+            log_z = ops.log_partition(
+                potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
+            )
+        except ValueError as error:
+            if bad := self._sites_not_finite():
+                raise ValueError(f"loop {self.name!r}: site(s) {bad} broke: {error}") from error
+            raise
         # Compiled kernels do not hand on what Pyro knows of a tensor's dependencies.
         known = get_provenance((potentials.initial, potentials.transition, potentials.observation))
         log_factor = potentials.restore_time(track_provenance(log_z, known)) * potentials.scale
@@ -217,6 +222,11 @@ class CollapsedLoop(LoopMessenger):
             with inside_plates(self._shapes[self.sites[0].name][0]):
                 pyro.sample(self.name, unit, obs=unit.sample(), infer={"pyrohmm_potentials": potentials})  # type: ignore[typeddict-unknown-key]
             self._declare_dims(potentials.chains)
+
+    def _sites_not_finite(self) -> list[str]:
+        """The sites of the body whose log-probability is somewhere NaN or +inf."""
+        terms = [term for terms in self.terms for term in terms]
+        return list(dict.fromkeys(term.site for term in terms if not (term.log_prob < torch.inf).all()))
 
     def _check_enumerated_around(self, log_factor: Tensor, chains: frozenset[int]) -> None:
         """The factor, summed over all else, must not depend on values that differ within a plate it is not in."""

@@ -117,15 +117,23 @@ def trace_given(
     Raises:
         ValueError: a latent site that is neither in the guide nor conditioned.
     """
-    program, proposed = model, set()
+    program, guide_trace = model, poutine.Trace()
     if guide is not None:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        proposed = set(guide_trace.nodes)
         program = poutine.replay(model, trace=guide_trace)
     trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+    check_proposed(trace, guide_trace)
+    return trace
+
+
+def check_proposed(trace: poutine.Trace, proposed: poutine.Trace) -> None:
+    """Raise unless every latent site of the model's trace is in the guide's.
+
+    Raises:
+        ValueError: there is one that is not.
+    """
     for name, node in trace.nodes.items():
         if node["type"] == "sample" and not node["is_observed"] and name not in proposed:
             raise ValueError(
                 f"latent site {name!r} is not fixed: pass a guide that proposes it, or pyro.condition the model"
             )
-    return trace
