@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from experiments.switching.config import Config
 from pyrohmm.data import Sequences
 
 NUM_REGIMES = 4
@@ -38,14 +39,13 @@ def drive(num_steps: int, noise: float, generator: torch.Generator) -> tuple[Ten
     return torch.stack(places), torch.tensor(regimes)
 
 
-def track(
-    num_laps_steps: int, piece: int, num_entries: int, noise: float, observation_noise: float, seed: int
-) -> tuple[Sequences, Tensor]:
+def track(config: Config) -> tuple[Sequences, Tensor]:
     """Observations x = C place + d + noise, cut into pieces, with regimes as labels, and the places (N, T, 2)."""
-    generator = torch.Generator().manual_seed(seed)
-    places, regimes = drive(num_laps_steps, noise, generator)
-    loadings = torch.randn(num_entries, 2, generator=generator)
-    offset = torch.randn(num_entries, generator=generator)
-    x = places @ loadings.mT + offset + observation_noise * torch.randn(len(places), num_entries, generator=generator)
-    pieces = [value.unflatten(0, (-1, piece)) for value in (x, regimes, places)]
+    generator = torch.Generator().manual_seed(config.data_seed)
+    places, regimes = drive(config.num_steps, config.noise, generator)
+    loadings = torch.randn(config.num_entries, 2, generator=generator)
+    offset = torch.randn(config.num_entries, generator=generator)
+    noise = config.observation_noise * torch.randn(len(places), config.num_entries, generator=generator)
+    x = places @ loadings.mT + offset + noise
+    pieces = [value.unflatten(0, (-1, config.piece)) for value in (x, regimes, places)]
     return Sequences(pieces[0], labels=pieces[1]), pieces[2]

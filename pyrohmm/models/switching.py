@@ -352,13 +352,9 @@ class SwitchingSSM(PyroModule):
         features = self.encoder(x, data.lengths, observed=data.mask)
         combiner, direct = self.combiner, (x @ self.direct.mT).unsqueeze(1)
         step = combiner(features.unsqueeze(1))
-
-        def law(before: Tensor | None, t: slice) -> Any:
-            correction = step(before, t).base_dist
-            return dist.Normal(direct[..., t, :] + correction.loc, correction.scale, validate_args=False).to_event(1)
-
+        step.known = step.known + nn.functional.pad(direct, (0, self.dynamics.dim))  # to the means
         return ContinuousPath(
-            law,
+            step,
             combiner.initial,
             data.num_steps,
             lengths=data.lengths.unsqueeze(-1),
