@@ -182,6 +182,7 @@ class SwitchingSSM(PyroModule):
         """The Pyro program of the inference network: the site "h". Nothing is sampled where there are no data."""
         if isinstance(data, Blank):
             return
+        self._check(data)
         law = self._path(data)
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
             pyro.sample("h", law)

@@ -52,6 +52,8 @@ class SwitchingDynamics(PyroModule):
         super().__init__()
         self.num_states, self.dim = count("num_states", num_states), count("dim", dim)
         self.hidden = count("hidden", hidden, least=0)
+        if not scale > 0:
+            raise ValueError(f"scale: expected a positive number, got {scale}")
 
         def noise(*shape: int) -> Tensor:
             return torch.randn(num_states, *shape, generator=generator)
