@@ -21,8 +21,6 @@ _LEAST_NOISE = 1e-3
 _STAY = 10.0
 # Sequences by which the degree of smoothing is chosen.
 _MOST_SMOOTHED = 50
-# Sequences that a guide is shown at once.
-_MOST_SEQUENCES = 64
 # Observations that an emission network is shown at once.
 _MOST_STEPS = 5000
 
@@ -34,7 +32,6 @@ def initialize_switching(
     restarts: int = 10,
     steps: int = 100,
     emission_steps: int = 500,
-    guide_steps: int = 150,
     seed: int = 0,
     progress: bool = False,
 ) -> History:
@@ -46,8 +43,7 @@ def initialize_switching(
        in each state, by `fit_em`; the best of several starts, from clusters of the increments. Networks in the dynamics
        and effects on the transitions start at 0.
     3. The emission: in closed form where it is linear and Gaussian, else the most probable for the path, by Adam.
-    4. The guide: proposes the path, from the observations and a vector before that is somewhat off, by least squares,
-       with half of the standard deviation that a vector has given one observation.
+    4. The guide: proposes the factors at each step by themselves, with their standard deviation.
 
     All that is as usual for these models (Linderman et al. 2017); without it most fits use one state only.
 
@@ -57,7 +53,6 @@ def initialize_switching(
         restarts: starts of the second step.
         steps: of EM, at most.
         emission_steps: of Adam, in the third step.
-        guide_steps: of Adam, in the fourth step.
         seed: of all that is random; torch's global random numbers stay as they are.
         progress: whether to show a progress bar.
 
@@ -79,7 +74,7 @@ def initialize_switching(
     if not isinstance(model, SwitchingSSM):
         raise TypeError(f"model: expected a pyrohmm.models.SwitchingSSM, got {type(model).__name__}")
     check_sequences("data", data)
-    check_counts(restarts=restarts, steps=steps, emission_steps=emission_steps, guide_steps=guide_steps)
+    check_counts(restarts=restarts, steps=steps, emission_steps=emission_steps)
     model._check(data)
     dim, size = model.dynamics.dim, data.event_shape.numel()
     if dim > size:
@@ -91,7 +86,10 @@ def initialize_switching(
         _smooth(path[..., d], data.observed.cpu(), data.lengths.tolist(), float(scale[d] ** 2))
     history = _set_dynamics(model, path, scale, data, restarts, steps, seed, progress)
     _set_emission(model, path, data, loadings, noise, emission_steps, seed)
-    _set_guide(model, path, scale, data, guide_steps, seed)
+    with torch.no_grad():
+        out = model.combiner.out
+        out.weight.mul_(0.1)
+        out.bias.copy_(torch.cat([torch.zeros(dim), raw(scale).float()]))
     return history
 
 
@@ -155,7 +153,9 @@ def _smooth(values: Tensor, known: Tensor, lengths: list[int], variance: float) 
     low, high = -4.0, 6.0
     for _ in range(15):
         penalty = 10 ** ((low + high) / 2)
-        taken = [(values[n, : lengths[n]] - torch.from_numpy(smoothed(n, penalty)))[known[n, : lengths[n]]] for n in some]
+        taken = [
+            (values[n, : lengths[n]] - torch.from_numpy(smoothed(n, penalty)))[known[n, : lengths[n]]] for n in some
+        ]
         if some and float(torch.cat(taken).square().mean()) < variance:
             low = (low + high) / 2
         else:
@@ -206,7 +206,7 @@ def _set_dynamics(
         dynamics.weight.copy_(torch.eye(dim) + unit.unsqueeze(-1) * found.weight)
         dynamics.bias.copy_(unit * found.loc)
         # The guide proposes paths with their noise at first.
-        dynamics.raw_scale.copy_(raw(((unit * found.log_scale.exp()).square() + 0.5 * scale.square()).sqrt()))
+        dynamics.raw_scale.copy_(raw(((unit * found.log_scale.exp()).square() + 2 * scale.square()).sqrt()))
         dynamics.initial_loc.copy_(first.mean(0))
         spread = first.std(0, correction=0).clamp_min(0.1)
         dynamics.initial_raw_scale.copy_(raw(spread))
@@ -240,30 +240,5 @@ def _set_emission(
         for _ in range(steps):
             adam.zero_grad()
             (-emission(h, entries).log_prob(x).mean()).backward()
-            adam.step()
-    adam.zero_grad()
-
-
-def _set_guide(model: SwitchingSSM, path: Tensor, scale: Tensor, data: Sequences, steps: int, seed: int) -> None:
-    """Let the guide's means follow the path; its standard deviations are constant at first."""
-    combiner, device, dim = model.combiner, data.x.device, path.shape[-1]
-    with torch.no_grad():
-        combiner.out.weight.mul_(0.1)
-        combiner.out.weight[dim:].zero_()
-        combiner.out.bias.copy_(torch.cat([torch.zeros(dim), raw(0.5 * scale).float()]))
-    target, scale = path.to(combiner.out.weight), scale.to(combiner.out.weight)
-    generator = torch.Generator().manual_seed(seed)
-    guide = [p for part in (model.encoder, combiner) for p in part.parameters()] + [model.direct]
-    adam = torch.optim.Adam(guide, lr=0.01)
-    with own_parameters(model):
-        for _ in range(steps):
-            rows = torch.randperm(len(data), generator=generator)[:_MOST_SEQUENCES].to(device)
-            some = data[rows]
-            noise = torch.randn(len(rows), *path.shape[1:], generator=generator).to(target) * scale
-            before = torch.cat([combiner.initial.expand(len(rows), 1, -1), (target[rows] + noise)[:, :-1]], 1)
-            law = model._path(some).step(None if combiner.mean_field else before.unsqueeze(1), slice(None))
-            misses = ((law.base_dist.loc.squeeze(1) - target[rows]) / scale).square()
-            adam.zero_grad()
-            (misses * some.valid.unsqueeze(-1)).sum().div(some.valid.sum()).backward()
             adam.step()
     adam.zero_grad()

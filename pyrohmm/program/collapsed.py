@@ -329,6 +329,6 @@ def _mixed_message(loop: str, latent: str, observed: str) -> str:
         f"site {latent!r} in loop {loop!r} is neither observed nor enumerable, while site {observed!r} is observed: "
         f"only discrete states can be summed out. Let a guide sample {latent!r} as one site with the whole time axis, "
         f"and run the program against it (any ELBO does, and pyrohmm.posterior(model, guide)); or sample {latent!r} "
-        f"before the loop and slice it in the body: pyro.sample({latent!r}, ..., obs=path[:, t]); or give it data. With "
-        "nothing observed at all the loop simulates"
+        f"before the loop and slice it in the body: pyro.sample({latent!r}, ..., obs=path[:, t]); or give it data. "
+        "With nothing observed at all the loop simulates"
     )

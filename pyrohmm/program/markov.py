@@ -56,9 +56,9 @@ def markov(
 
     Raises:
         ValueError: lengths that do not fit; an unobserved site, beside data, that cannot be enumerated and that no
-            guide has sampled; a branch on a state's
-            value; a state used two steps later; different state sites or numbers of states at the first and later
-            steps; data at later steps only. Each message says what to do instead.
+            guide has sampled; a branch on a state's value; a state used two steps later; different state sites or
+            numbers of states at the first and later steps; data at later steps only. Each message says what to do
+            instead.
         NotImplementedError: the program is being traced by `torch.jit`, in the vectorised form.
 
     Reference:
@@ -156,8 +156,8 @@ def previous(
 
     Returns:
         What `value[:, t]` would be `lag` steps earlier; entries past a sequence's length are `initial`. Without a value
-        it is `initial` itself, of its own shape, before there has been any. A missing
-        observation in between is returned as it stands in `value`: fill NaN first.
+        it is `initial` itself, of its own shape, before there has been any. A missing observation in between is
+        returned as it stands in `value`: fill NaN first.
 
     Raises:
         ValueError: lag < 1, or `value` has not num_steps entries at `axis`.

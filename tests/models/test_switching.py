@@ -75,7 +75,9 @@ def test_bound_and_gradient_equal_those_of_the_enumerated_sequential_program(nam
 def exact_log_prob(model, x):
     """log p(x) of a sequence (T, P) of a linear model: a mixture of Gaussians, one for each path of states."""
     A, b = model.dynamics.weight, model.dynamics.bias
-    scale, first = (torch.nn.functional.softplus(s) + 1e-4 for s in (model.dynamics.raw_scale, model.dynamics.initial_raw_scale))
+    scale, first = (
+        torch.nn.functional.softplus(s) + 1e-4 for s in (model.dynamics.raw_scale, model.dynamics.initial_raw_scale)
+    )
     C, d = model.emission.net[0].weight, model.emission.net[0].bias
     noise = torch.nn.functional.softplus(model.emission.raw_scale) + 1e-4
     initial, transition = model.initial().log_softmax(-1), model.transition.log_probs()

@@ -142,7 +142,9 @@ def test_path_of_a_guide_against_enumeration(vectorized):
             with pyro.plate("sequences", B, dim=-2):
                 pyro.sample("h", dist.Delta(h.unsqueeze(1), event_dim=2))
 
-        factor = -TraceEnum_ELBO(max_plate_nesting=2).differentiable_loss(switching, guide, *SWITCHING, vectorized=False)
+        factor = -TraceEnum_ELBO(max_plate_nesting=2).differentiable_loss(
+            switching, guide, *SWITCHING, vectorized=False
+        )
     expected = switching_by_enumeration(x, lengths, observed, path)
     torch.testing.assert_close(factor, expected if vectorized else expected.sum())
     leaves = [path, *(pyro.param(name) for name in ("initial", "transition", "pull", "turn", "back"))]
@@ -211,9 +213,9 @@ def test_a_switching_program_simulates():
 
     def program():
         with pyro.plate("sequences", 4, dim=-2):
-            z, start = None, torch.zeros(2)
+            start = torch.zeros(2)
             for t in pyrohmm.markov("time", 6, dim=-1, lengths=torch.tensor([6, 1, 3, 0])):
-                z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+                pyro.sample("z", dist.Categorical(torch.ones(2)))
                 h = pyro.sample("h", dist.Normal(pyrohmm.previous("h", None, t, initial=start) + 1, 1e-3).to_event(1))
                 pyro.sample("x", dist.Normal(h.sum(-1), 1e-3))
 
@@ -456,7 +458,10 @@ def test_unobserved_continuous_site_beside_data_is_refused():
         pyro.sample("h", dist.Normal(0.0, 1.0))
 
     for body in (latent_first, latent_last):
-        with pytest.raises(ValueError, match="'h' in loop 'time' is neither observed nor enumerable.*Let a guide sample 'h' as one site"):
+        with pytest.raises(
+            ValueError,
+            match="'h' in loop 'time' is neither observed nor enumerable.*Let a guide sample 'h' as one site",
+        ):
             run(body)
 
 
