@@ -1,5 +1,7 @@
 """Where the fit of a switching state space model begins."""
 
+from typing import Any
+
 import numpy as np
 import pyro.distributions as dist
 import torch
@@ -87,7 +89,7 @@ def initialize_switching(
     history = _set_dynamics(model, path, scale, data, restarts, steps, seed, progress)
     _set_emission(model, path, data, loadings, noise, emission_steps, seed)
     with torch.no_grad():
-        out = model.combiner.out
+        out: Any = model.combiner.out
         out.weight.mul_(0.1)
         out.bias.copy_(torch.cat([torch.zeros(dim), raw(scale).float()]))
     return history
@@ -221,7 +223,7 @@ def _set_emission(
 ) -> None:
     """The best emission for the path."""
     emission, centre, spread = model.emission, model.centre.cpu(), model.spread.cpu()
-    net = getattr(emission, "net", None)
+    net: Any = getattr(emission, "net", None)
     if isinstance(net, nn.Sequential) and len(net) == 1 and getattr(emission, "family", None) == "gaussian":
         with torch.no_grad():
             net[0].weight.copy_(loadings * spread.unsqueeze(-1))
