@@ -102,7 +102,7 @@ class ContinuousPath(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "ContinuousPath":
         """The same law with a larger batch shape."""
-        return ContinuousPath(
+        new = ContinuousPath(
             self.step,
             self.initial,
             self.num_steps,
@@ -112,6 +112,8 @@ class ContinuousPath(TorchDistribution):
             transforms=self.transforms,
             validate_args=False,
         )
+        new._validate_args = self._validate_args
+        return new
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw paths, (*sample_shape, *batch_shape, T, D), 0 past the length."""
