@@ -45,6 +45,7 @@ class DeepConfig:
         recurrent: units of its recurrent network, in each direction.
         flows: inverse autoregressive flows of the guide.
         dropout: of the features of the recurrent network, and of the hidden units of the emission.
+        weight_scale: standard deviation of the normal prior of all weights.
         annealing: epochs in which the weight of the KL term grows from nothing to 1.
         every: epochs between evaluations.
         patience: stop after so many evaluations without a better validation loss.
@@ -63,6 +64,7 @@ class DeepConfig:
     recurrent: int = 128
     flows: int = 0
     dropout: float = 0.1
+    weight_scale: float = 0.2
     annealing: int = 200
     every: int = 10
     patience: int = 15
@@ -97,6 +99,7 @@ def build_deep(train: Sequences, config: DeepConfig, seed: int) -> DeepMarkovMod
         inference=config.inference,
         hidden=config.recurrent,
         dropout=config.dropout,
+        weight_scale=config.weight_scale,
         num_flows=config.flows,
         generator=generator,
     )

@@ -93,7 +93,7 @@ class ContinuousPath(TorchDistribution):
             shape = torch.broadcast_shapes(shape, lengths.shape)
         shape = torch.broadcast_shapes(shape, torch.Size(batch_shape))
         self.step, self.initial, self.lengths = step, initial, lengths
-        self.num_steps, self.independent, self.transforms = num_steps, independent, tuple(transforms)
+        self.num_steps, self.independent_steps, self.transforms = num_steps, independent, tuple(transforms)
         # The path drawn last, its version, and what it was before the transforms, whose inverses may be slow.
         self._drawn: Any = None, 0, None
         super().__init__(shape, torch.Size((num_steps, *event)), validate_args=validate_args)
@@ -102,24 +102,26 @@ class ContinuousPath(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "ContinuousPath":
         """The same law with a larger batch shape."""
-        return ContinuousPath(
+        new = ContinuousPath(
             self.step,
             self.initial,
             self.num_steps,
             lengths=self.lengths,
             batch_shape=batch_shape,
-            independent=self.independent,
+            independent=self.independent_steps,
             transforms=self.transforms,
             validate_args=False,
         )
+        new._validate_args = self._validate_args
+        return new
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw paths, (*sample_shape, *batch_shape, T, D), 0 past the length."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        if self.independent:
+        if self.independent_steps:
             base = _draw(self.step(None, slice(0, self.num_steps)), (*shape, self.num_steps))
-        elif isinstance(self.initial, Tensor) and hasattr(self.step, "draw"):
-            base = self.step.draw(self.initial.expand(*shape, -1))
+        elif isinstance(self.initial, Tensor) and (draw := getattr(self.step, "draw", None)):
+            base = draw(self.initial.expand(*shape, -1))
         else:
             steps, first = [], 0
             if isinstance(self.initial, Distribution):
@@ -171,7 +173,7 @@ class ContinuousPath(TorchDistribution):
 
     def _laws(self, base: Tensor) -> list[Any]:
         """The law of the first step, if it is given, and that of all others at once."""
-        if self.independent:
+        if self.independent_steps:
             return [self.step(None, slice(0, self.num_steps))]
         before = base[..., :-1, :]
         if isinstance(self.initial, Distribution):

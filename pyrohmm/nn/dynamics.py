@@ -50,9 +50,10 @@ class GaussianTransition(PyroModule):
         super().__init__()
         self.dim = count("dim", dim)
         if net is None:
-            net = nn.utils.skip_init(nn.Linear, dim, dim, device=torch.get_default_device())
-            nn.init.eye_(net.weight).data.add_(0.01 * torch.randn(dim, dim, generator=generator))
-            nn.init.zeros_(net.bias)
+            net = built(lambda: nn.Linear(dim, dim), generator)
+            with torch.no_grad():
+                net.weight.mul_(0.1).add_(torch.eye(dim))
+                net.bias.zero_()
         elif (shape := tuple(dry_run(net, 1, dim).shape)) != (1, dim):
             raise ValueError(f"net: expected output (..., {dim}) for input (..., {dim}), got {shape}")
         if scale <= LEAST_SCALE:

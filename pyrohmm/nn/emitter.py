@@ -3,6 +3,7 @@
 import itertools
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Generator, Size, Tensor, nn
@@ -61,9 +62,7 @@ class Emitter(PyroModule):
             layers += [nn.ReLU(), nn.Dropout(dropout)]
         self.net = nn.Sequential(*layers[:-2])
         # softplus(0.54) is about 1.
-        self.raw_scale = (
-            nn.Parameter(layers[-3].weight.new_full((num_entries,), 0.54)) if family == "gaussian" else None
-        )
+        self.raw_scale = nn.Parameter(torch.full((num_entries,), 0.54)) if family == "gaussian" else None
 
     def forward(self, state: Tensor, observed: Tensor | None = None) -> TorchDistributionMixin:
         """The law of an observation.

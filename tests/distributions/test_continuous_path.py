@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro.distributions.transforms import affine_autoregressive
 from pyro.infer import Trace_ELBO
+from torch.distributions import kl_divergence
 
 from pyrohmm import ContinuousPath
 
@@ -168,6 +169,43 @@ def test_batches_that_steps_do_not_tell_apart_are_drawn_apart():
     assert value.flatten(0, 2).unique(dim=0).shape == (12, D)
     assert path.expand((3,)).log_prob(torch.zeros(2, D)).shape == (3,)
     assert path.expand((3,)).log_prob(torch.zeros(7, 1, 2, D)).shape == (7, 3)
+
+
+@pytest.mark.parametrize("start", ["vector", "law"])
+def test_divergence_is_that_of_the_joint_gaussians_in_the_mean(start):
+    first = torch.zeros(2) if start == "vector" else dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def law(weight, scale):
+        return ContinuousPath(lambda h, t: dist.Normal(weight * h + 0.2, scale).to_event(1), first, 3)
+
+    q, p = law(0.5, 0.7), law(0.9, 1.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = q.rsample((20000,))
+        estimate = kl_divergence(q, p)
+        sampled = q.log_prob(draws) - p.log_prob(draws)
+    # E over h of the steps' divergences, each of a normal law with mean 0.5 h + 0.2 from one with mean 0.9 h + 0.2.
+    moment, expected = torch.tensor(0.0), 0.0
+    if start == "law":
+        moment = torch.tensor(2.0)  # E |h_1|^2
+    mean = 0.0
+    for t in range(3):
+        if t > 0 or start == "vector":
+            expected += 2 * (0.5 * (0.7**2 - 1) - torch.tensor(0.7).log()) + 0.5 * 0.4**2 * moment
+            moment = 0.25 * moment + 2 * 0.2 * mean + 2 * (0.2**2 + 0.7**2)
+            mean = 0.5 * mean + 0.2
+    assert estimate.shape == (20000,)
+    assert estimate.mean() == pytest.approx(expected.item(), rel=0.02)
+    assert estimate.var() < 0.5 * sampled.var()
+
+
+def test_divergence_of_transformed_paths_is_sampled():
+    q, p = some_path(transforms=[affine_autoregressive(D, [8])]), some_path()
+    value = q.rsample()
+    assert torch.equal(kl_divergence(q, p), q.log_prob(value) - p.log_prob(value))
+    value.detach().zero_()  # written into: no longer what was drawn
+    assert kl_divergence(q, p).isfinite().all()
+    assert (kl_divergence(p, some_path()) == 0).all()
 
 
 def test_as_a_site_of_model_and_guide():
