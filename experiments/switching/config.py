@@ -34,7 +34,7 @@ class Config:
     noise: float = 0.01
     observation_noise: float = 0.1
     data_seed: int = 0
-    steps: int = 500
+    steps: int = 600
     batch_size: int = 20
     learning_rate: float = 0.01
     restarts: int = 10

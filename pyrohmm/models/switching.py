@@ -61,7 +61,7 @@ class SwitchingSSM(PyroModule):
 
     a site "evenness", whose weight w falls linearly from `evenness` to 0 within `evenness_runs` runs of the program in
     training mode (the steps of a fit, with one particle). The runs are counted in a buffer, so that they are saved.
-    `fit_svi(annealing=)` weights log q(h | x) only, as log p(h | z) is in the factor of the loop: less entropy at first.
+    `fit_svi(annealing=)` weights log q(h | x) only, as log p(h | z) is in the loop's factor: less entropy at first.
 
     Args:
         dynamics: the law of h given the state and the vector before, like `pyrohmm.nn.SwitchingDynamics`: a module with
