@@ -27,15 +27,15 @@ class Config:
 
     model: Literal["rslds", "slds", "rsnlds"] = "rslds"
     states: int = 4
-    num_steps: int = 4000
-    piece: int = 50
+    num_steps: int = 8000
+    piece: int = 100
     test_share: float = 0.25
     num_entries: int = 10
     noise: float = 0.01
     observation_noise: float = 0.1
     data_seed: int = 0
-    steps: int = 600
-    batch_size: int = 20
+    steps: int = 450
+    batch_size: int = 10
     learning_rate: float = 0.01
     restarts: int = 10
     evenness: float = 0.0

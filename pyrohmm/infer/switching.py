@@ -225,9 +225,10 @@ def _set_emission(
     emission, centre, spread = model.emission, model.centre.cpu(), model.spread.cpu()
     net: Any = getattr(emission, "net", None)
     if isinstance(net, nn.Sequential) and len(net) == 1 and getattr(emission, "family", None) == "gaussian":
+        linear: Any = net[0]
         with torch.no_grad():
-            net[0].weight.copy_(loadings * spread.unsqueeze(-1))
-            net[0].bias.copy_(centre)
+            linear.weight.copy_(loadings * spread.unsqueeze(-1))
+            linear.bias.copy_(centre)
             emission.raw_scale.copy_(raw(noise.sqrt() * spread))
         return
     rows = data.observed.cpu().flatten().nonzero()[:, 0]

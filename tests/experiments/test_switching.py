@@ -9,7 +9,7 @@ from experiments.switching.config import Config
 from experiments.switching.run import accuracy, run
 from experiments.switching.track import NUM_REGIMES, track
 
-SMALL = Config(num_steps=400, steps=2, batch_size=4, restarts=1, states=4)
+SMALL = Config(num_steps=400, piece=50, steps=2, batch_size=4, restarts=1, states=4)
 
 
 def test_track():
