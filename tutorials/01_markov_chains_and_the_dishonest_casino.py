@@ -111,7 +111,7 @@ smoothed = posterior.marginals[:, 1]
 filtered = casino.filter(rolls).log_probs[:, 1].exp()
 decoded = posterior.viterbi().states
 
-pyrohmm.checks.plot_decoding(posterior, truth=truth, state=1, state_names=["fair", "loaded"])
+pyrohmm.checks.plot_decoding(posterior, truth, states=[1], state_names=["fair", "loaded"])
 plt.show()
 
 accuracy = {

@@ -404,14 +404,7 @@ class HMM(PyroModule):
         Raises:
             ValueError: it is no such file, or that of a model built in another way.
         """
-        content = saving.load("path", Path(path), _FORMAT)
-        try:
-            self.load_state_dict(content["state"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"path: expected the parameters of a model like this one, got those that version {content['pyrohmm']} "
-                f"of pyrohmm wrote to {path} (this is {saving.library_version()}): {error}"
-            ) from error
+        saving.load_state(self, Path(path), _FORMAT)
 
     def simulate(
         self,

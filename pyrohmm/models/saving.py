@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def save(path: Path, kind: str, content: dict[str, Any]) -> None:
@@ -51,6 +52,22 @@ def load(name: str, path: Path, kind: str) -> dict[str, Any]:
     if found != kind:
         raise ValueError(f"{name}: expected a file of form {kind!r}, got {path}, which is {found or 'something else'}")
     return content
+
+
+def load_state(model: nn.Module, path: Path, kind: str) -> None:
+    """Put into a model the state that `save` wrote, `{"state": model.state_dict()}`.
+
+    Raises:
+        ValueError: the file is something else, or that of a model built in another way.
+    """
+    content = load("path", path, kind)
+    try:
+        model.load_state_dict(content["state"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"path: expected the parameters of a model like this one, got those that version {content['pyrohmm']} "
+            f"of pyrohmm wrote to {path} (this is {library_version()}): {error}"
+        ) from error
 
 
 def library_version() -> str:
