@@ -39,7 +39,7 @@ docs: .venv/installed-docs
 
 # Run the tutorials and write their notebooks; TUTORIALS=tutorials/01*.py for some.
 tutorials: .venv/installed-docs
-	cd tutorials && ../$(BIN)/jupytext --to ipynb --execute $(notdir $(TUTORIALS))
+	cd tutorials && PYTHONWARNINGS='ignore:IProgress not found' ../$(BIN)/jupytext --to ipynb --execute $(notdir $(TUTORIALS))
 
 # .venv with the project and the extra named after the dash; again when a file it depends on is newer than the stamp.
 # torch comes first, by its pinned version: whatever asked for it later might get another build.

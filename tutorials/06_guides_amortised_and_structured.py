@@ -93,20 +93,19 @@ class FreeGuide(pyro.nn.PyroModule):
 
 
 guides = {
-    "mean field": FreeGuide(structured=False),
-    "free chain": FreeGuide(structured=True),
-    "amortised chain": models.ChainGuide(nn.ChainEncoder(2, nn.RecurrentEncoder(1, 16))),
+    "mean field": (FreeGuide(structured=False), 1000, 0.1),
+    "free chain": (FreeGuide(structured=True), 1000, 0.1),
+    "amortised chain": (models.ChainGuide(nn.ChainEncoder(2, nn.RecurrentEncoder(1, 16))), 500, 0.03),
 }
 gaps, histories = {}, {}
-for name, guide in guides.items():
+for name, (guide, steps, rate) in guides.items():
     histories[name] = pyrohmm.fit_svi(
         model,
         observed,
         guide,
         loss=infer.PathELBO(),
-        steps=20 if SMOKE else 300,
-        learning_rate=0.1,
-        schedule="cosine",
+        steps=20 if SMOKE else steps,
+        learning_rate=rate,
         seed=0,
         progress=False,
     )
@@ -123,13 +122,13 @@ plt.show()
 
 # %% [markdown]
 # The gap is the KL divergence of the guide from the true posterior, $\mathrm{KL}(q \,\|\, p(z \mid x))$. The posterior
-# of a hidden Markov model is itself a chain, with the model's own transitions; so the free chain reaches it, and the gap
-# closes. Mean field cannot, however long one fits. The network comes near; what is left is the price of amortisation,
-# and for it the guide now does sequences that it has not seen:
+# of a hidden Markov model is itself a chain, with the model's own transitions; so the free chain reaches it, and the
+# gap closes. Mean field cannot, however long one fits. The network comes near, in fewer steps; what is left is the
+# price of amortisation, and for it the guide now does sequences that it has not seen:
 
 # %%
 new = hmm.expand((N,)).sample()
-amortised = guides["amortised chain"]
+amortised = guides["amortised chain"][0]
 agreement = (amortised.posterior(data.Sequences(new)).marginals - hmm.posterior(new).marginals).abs().mean().item()
 print(f"mean difference of state probabilities, on new sequences: {agreement:.4f}")
 
@@ -166,12 +165,12 @@ train = truth.simulate(people, 40, lengths=lengths, effects=effects, seed=1)
 
 # %% [markdown]
 # Where the weight of u is 0, u changes nothing and the guide gets no hint what to encode: so the fit starts from a
-# small weight. The other way in which such fits go wrong is that the guide learns to say nothing (q = prior costs no KL)
-# before the model has learned to listen. **KL annealing** lets the KL count for less in the first steps. Both ways,
-# with the KL of the guide from its prior at the end as the number of nats that the guide tells about a person:
+# small weight. The other way in which such fits go wrong is that the guide learns to say nothing (q = prior costs no
+# KL) before the model has learned to listen. **KL annealing** lets the KL count for less in the first steps. Here is
+# the fit with and without; the KL of the guide from its prior, at the end, is how much the guide tells about a person:
 
 # %%
-STEPS = 20 if SMOKE else 300
+STEPS = 20 if SMOKE else 500
 fits = {}
 for name, annealing in {"no annealing": None, "annealed": STEPS // 3}.items():
     fit = mixed(1, weight=0.05)
@@ -190,7 +189,7 @@ for name, annealing in {"no annealing": None, "annealed": STEPS // 3}.items():
         law = fit.random_effects(train)
         told = torch.distributions.kl_divergence(law, dist.Normal(torch.zeros(1), 1.0).to_event(1)).mean().item()
     fits[name] = fit, history, told
-    print(f"{name:14} tells {told:.2f} nats a person, standard deviation of levels {fit.emission.weight.flatten()}")
+    print(f"{name:14} tells {told:.2f} nats a person, spread of levels {fit.emission.weight.abs().mean():.2f}")
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
@@ -203,6 +202,8 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
+# Here both come to the same, by different ways. Where a network decodes u it is often otherwise.
+#
 # ### How tight is the bound?
 #
 # With several draws of u for each sequence, the mean of their importance weights p(x, u) / q(u | x) is a better bound
@@ -222,32 +223,35 @@ for particles in (1, 10, 100) if SMOKE else (1, 10, 100, 1000):
 # %% [markdown]
 # ### What the guide knows about people
 #
-# u and its weights are known up to the sign.
+# u and its weight are known up to a sign, and where u = 0 lies depends on the means of the states. What is in the units
+# of the data is a person's own mean in a state.
 
 # %%
 with torch.no_grad():
     law = fit.random_effects(train)
-    guessed, spread = law.mean, law.stddev
-correlation = torch.corrcoef(torch.cat([guessed, effects], 1).T)[0, 1].item()
-sign = 1.0 if correlation > 0 else -1.0
+    loc, weight = fit.emission.loc[0], fit.emission.weight[0, 0]
+    level, spread = (loc + weight * law.mean)[:, 0], (weight.abs() * law.stddev)[:, 0]
+true_level = -1 + effects[:, 0]
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
-axes.errorbar(effects[:, 0], sign * guessed[:, 0], 2 * spread[:, 0], fmt="o", markersize=4, linewidth=1)
+axes.errorbar(true_level, level, 2 * spread, fmt="o", markersize=4, linewidth=1)
 axes.axline((0, 0), slope=1, color="0.5", linewidth=1)
-axes.set(xlabel="true random effect", ylabel="q(u | x), two standard deviations")
+axes.set(xlabel="true mean of a person in the first state", ylabel="by the guide, 2 sd")
 plt.show()
 
-covered = ((sign * guessed - effects).abs() < 2 * spread).float().mean().item()
-print(f"correlation {abs(correlation):.3f}, within two standard deviations {covered:.2f}")
+correlation = torch.corrcoef(torch.stack([level, true_level]))[0, 1].item()
+covered = ((level - true_level).abs() < 2 * spread).float().mean().item()
+print(f"correlation {correlation:.3f}, within two standard deviations {covered:.2f}")
 
 # %% [markdown]
 # ## What was recovered
 
 # %%
 if not SMOKE:
-    assert gaps["free chain"] < 0.1 < gaps["amortised chain"] < gaps["mean field"] / 3
+    assert gaps["free chain"] < gaps["amortised chain"] < 0.5
+    assert gaps["mean field"] > 10
     assert agreement < 0.05
-    assert abs(correlation) > 0.9
-    assert 0.8 < covered
+    assert correlation > 0.9
     assert all(told > 1 for *_, told in fits.values())
     assert bounds[1] < bounds[10] < bounds[1000]
-    assert (fit.emission.weight.abs() - 1).abs().max() < 0.3
+    assert abs(weight.abs() - effects.std()) < 0.3
+    assert covered > 0.75

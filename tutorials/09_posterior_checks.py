@@ -16,8 +16,8 @@
 #
 # Every fit ends with parameters, also that of a wrong model. The likelihood says which of two models is better, but not
 # whether the better one is any good. So ask the model for what it has not been fitted to: does it make data that look
-# like ours? Here are three sets of data, each wrong for the plain model in a way of its own; three checks, each of which
-# sees one kind of wrong; and three better models, which pass.
+# like ours? Here are three sets of data, for each of which the plain model is wrong in another way; a check for each
+# kind of wrong; and three better models, which pass.
 
 # %%
 import os
@@ -30,15 +30,14 @@ from pyrohmm import checks, models, nn
 
 SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 torch.manual_seed(0)
+plt.rcParams["figure.dpi"] = 75
 N = 5 if SMOKE else 20  # sequences
 SIMULATIONS = 19 if SMOKE else 199
 
 
 def fitted(model, data):
     """The model after EM from several starts."""
-    pyrohmm.fit_em(
-        model, data, steps=20 if SMOKE else 200, restarts=5, initialization="kmeans", seed=0, progress=False
-    )
+    pyrohmm.fit_em(model, data, steps=20 if SMOKE else 200, restarts=5, initialization="kmeans", seed=0, progress=False)
     return model
 
 
@@ -78,9 +77,9 @@ print(better_residuals)
 # "kurtosis", the mean fourth power of the residuals. Its p-value is a rank among simulations, so the smallest that
 # 199 simulations can give is 1/200.
 #
-# The states do not care much, in this example, but whoever wants probabilities does: the Gaussian model has to explain
-# an outlier by a change of state, or by wide states. Since this is a simulation we know the states and can ask whether
-# the posterior's 80 per cent are right 80 per cent of the time.
+# Does it matter? That depends on the use. Whoever asks how far the next observation may go must not take the Gaussian
+# model. But the states are hardly affected here: since this is a simulation we know them, and can ask whether the
+# posterior's 80 per cent are right 80 per cent of the time. Of both models they are, within what chance allows.
 
 # %%
 labelled = {"Gaussian": gaussian, "Student t": student}
@@ -135,11 +134,11 @@ def with_durations():
     """Two states of four sub-states each."""
     return models.HMM(
         nn.TiedEmission(nn.GaussianEmission(2, 1, loc=[[-1.5], [1.5]]), [0, 0, 0, 0, 1, 1, 1, 1]),
-        transition=nn.Transition(8, mask=nn.left_to_right(8, cyclic=True)),
+        transition=nn.Transition(8, mask=nn.left_to_right(8, cyclic=True), sticky=0.0),
     )
 
 
-truth = with_durations()  # in each sub-state one stays, or goes on, with probability 1/2: 8 steps in the mean
+truth = with_durations()  # in each sub-state one stays, or goes on, with probability of about 1/2: 8 steps in the mean
 long = truth.simulate(N, 100, seed=3)
 plain = fitted(models.HMM(nn.GaussianEmission(2, 1)), long)
 print(checks.pseudo_residuals(plain, long, num_simulations=SIMULATIONS, seed=0, progress=False))
@@ -148,9 +147,10 @@ checks.plot_series(long[:1], plain.posterior(long[:1]), state_names=["low", "hig
 plt.show()
 
 # %% [markdown]
-# The distribution of the residuals is fine: what one step ahead looks like hardly depends on how long a visit lasts. A
-# **posterior predictive check** asks for the thing itself. Take any statistic of the data and their states: compute it
-# for the data, with states drawn from their posterior, and for data that the model makes. Do they agree?
+# The distribution of the residuals is fine: one step ahead little depends on how long a visit has lasted. Their
+# autocorrelation says that something is wrong with time, but not what. A **posterior predictive check** asks for the
+# thing itself. Take any statistic of the data and their states: compute it for the data, with states drawn from their
+# posterior, and for data that the model makes. Do they agree?
 
 # %%
 found = checks.posterior_predictive_check(plain, long, num_draws=20 if SMOKE else 200, seed=0, progress=False)
@@ -167,8 +167,8 @@ plt.show()
 # short less often than the model's, and of middle length more often. The quantiles, to which the model was fitted in
 # effect, say nothing.
 #
-# The better model has eight states. Its dwell times are those of pairs of four, so we need a statistic of our own, which
-# is an ordinary function of `Sequences`.
+# The better model has eight states. Its dwell times are those of groups of four, so we need a statistic of our own,
+# which is an ordinary function of `Sequences`.
 
 
 # %%
@@ -183,8 +183,8 @@ better = checks.posterior_predictive_check(
     durations, long, {"dwell times": dwell_times}, num_draws=20 if SMOKE else 200, seed=0, progress=False
 )["dwell times"]
 
-ax = better.plot()
-ax.figure.set_size_inches(8, 3)
+figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
+better.plot(axes)
 plt.show()
 score = {"geometric": plain.log_prob(long).sum().item(), "with durations": durations.log_prob(long).sum().item()}
 print(score)
@@ -204,7 +204,7 @@ print(score)
 # %%
 if not SMOKE:
     assert plain_residuals.tests["kurtosis"].p_value <= 0.01 < 0.05 < better_residuals.tests["kurtosis"].p_value
-    assert calibration["Gaussian"].error > calibration["Student t"].error
+    assert all(found.p_value > 0.05 for found in calibration.values())
     assert residuals[2].tests["autocorrelation"].p_value <= 0.01
     assert all(test.p_value > 0.05 for test in residuals[3].tests.values())
     assert found["dwell times"].overall <= 0.01 < 0.05 < found["marginal quantiles"].overall
