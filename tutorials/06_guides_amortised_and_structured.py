@@ -93,8 +93,8 @@ class FreeGuide(pyro.nn.PyroModule):
 
 
 guides = {
-    "mean field": (FreeGuide(structured=False), 1000, 0.1),
-    "free chain": (FreeGuide(structured=True), 1000, 0.1),
+    "mean field": (FreeGuide(structured=False), 800, 0.1),
+    "free chain": (FreeGuide(structured=True), 800, 0.1),
     "amortised chain": (models.ChainGuide(nn.ChainEncoder(2, nn.RecurrentEncoder(1, 16))), 500, 0.03),
 }
 gaps, histories = {}, {}
@@ -170,7 +170,7 @@ train = truth.simulate(people, 40, lengths=lengths, effects=effects, seed=1)
 # the fit with and without; the KL of the guide from its prior, at the end, is how much the guide tells about a person:
 
 # %%
-STEPS = 20 if SMOKE else 500
+STEPS = 20 if SMOKE else 1000
 fits = {}
 for name, annealing in {"no annealing": None, "annealed": STEPS // 3}.items():
     fit = mixed(1, weight=0.05)
@@ -243,15 +243,18 @@ covered = ((level - true_level).abs() < 2 * spread).float().mean().item()
 print(f"correlation {correlation:.3f}, within two standard deviations {covered:.2f}")
 
 # %% [markdown]
+# The guide is somewhat too sure: fewer than 95 per cent are within two standard deviations. The effective share had
+# told that it is not quite the posterior, without knowing the truth.
+#
 # ## What was recovered
 
 # %%
 if not SMOKE:
-    assert gaps["free chain"] < gaps["amortised chain"] < 0.5
+    assert gaps["free chain"] < 0.1 and gaps["amortised chain"] < 0.1
     assert gaps["mean field"] > 10
     assert agreement < 0.05
     assert correlation > 0.9
     assert all(told > 1 for *_, told in fits.values())
     assert bounds[1] < bounds[10] < bounds[1000]
     assert abs(weight.abs() - effects.std()) < 0.3
-    assert covered > 0.75
+    assert covered > 0.7
