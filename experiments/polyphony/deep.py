@@ -44,9 +44,9 @@ class DeepConfig:
         inference: what the guide sees, see `pyrohmm.models.DeepMarkovModel`.
         recurrent: units of its recurrent network, in each direction.
         flows: inverse autoregressive flows of the guide.
-        dropout: of the features of the recurrent network, and of the hidden units of the emission.
-        weight_scale: standard deviation of the normal prior of all weights.
-        annealing: epochs in which the weight of the KL term grows from nothing to 1.
+        dropout: of the hidden units of the emission.
+        guide_dropout: of the features of the recurrent network.
+        annealing: epochs in which the weight of the KL term grows from 0.2 to 1.
         every: epochs between evaluations.
         patience: stop after so many evaluations without a better validation loss.
         particles: draws from the guide for each test sequence, for its likelihood by importance sampling.
@@ -55,7 +55,7 @@ class DeepConfig:
     model: Literal["dmm"] = "dmm"
     dataset: str = "jsb"
     states: int = 64
-    epochs: int = 1300
+    epochs: int = 1800
     batch_size: int = 20
     learning_rate: float = 0.003
     emission: int = 128
@@ -64,10 +64,10 @@ class DeepConfig:
     recurrent: int = 128
     flows: int = 0
     dropout: float = 0.1
-    weight_scale: float = 0.2
-    annealing: int = 200
+    guide_dropout: float = 0.1
+    annealing: int = 500
     every: int = 10
-    patience: int = 15
+    patience: int = 30
     particles: int = 500
 
 
@@ -98,8 +98,7 @@ def build_deep(train: Sequences, config: DeepConfig, seed: int) -> DeepMarkovMod
         GatedTransition(config.states, config.transition, generator=generator),
         inference=config.inference,
         hidden=config.recurrent,
-        dropout=config.dropout,
-        weight_scale=config.weight_scale,
+        dropout=config.guide_dropout,
         num_flows=config.flows,
         generator=generator,
     )
@@ -147,7 +146,7 @@ def run_deep(
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             schedule=partial(ExponentialLR, gamma=decay),
-            annealing=config.annealing * epoch,
+            annealing=lambda step: min(1.0, 0.2 + 0.8 * step / (config.annealing * epoch)),
             loss=TraceMeanField_ELBO(),
             validation=music.valid,
             evaluate_every=config.every * epoch,
