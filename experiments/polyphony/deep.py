@@ -39,7 +39,8 @@ class DeepConfig:
         epochs: passes over the training set, at most.
         batch_size: sequences in a minibatch.
         learning_rate: of Adam, at the start; it falls to a hundredth at the end of all epochs.
-        emission: hidden units of the emission.
+        emission: hidden units of the emission, in each layer.
+        emission_layers: hidden layers of the emission.
         transition: hidden units of the transition.
         inference: what the guide sees, see `pyrohmm.models.DeepMarkovModel`.
         recurrent: units of its recurrent network, in each direction.
@@ -59,6 +60,7 @@ class DeepConfig:
     batch_size: int = 20
     learning_rate: float = 0.003
     emission: int = 128
+    emission_layers: int = 1
     transition: int = 128
     inference: Inference = "right-left"
     recurrent: int = 128
@@ -90,7 +92,13 @@ def build_deep(train: Sequences, config: DeepConfig, seed: int) -> DeepMarkovMod
     """The model at its start, which takes the mean chord from the training set."""
     generator = torch.Generator().manual_seed(seed)
     (num_keys,) = train.event_shape
-    emission = Emitter(config.states, num_keys, (config.emission,), dropout=config.dropout, generator=generator)
+    emission = Emitter(
+        config.states,
+        num_keys,
+        (config.emission,) * config.emission_layers,
+        dropout=config.dropout,
+        generator=generator,
+    )
     with torch.no_grad():
         emission.net[-1].bias.copy_(train.x[train.observed].mean(0).clamp(1e-3, 1 - 1e-3).logit())
     return DeepMarkovModel(

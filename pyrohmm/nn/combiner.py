@@ -99,7 +99,10 @@ class CombinerStep:
         return normal(*params.chunk(2, -1))
 
     def draw(self, start: Tensor) -> Tensor:
-        """All steps, one after another from the vector before the first, (..., D) to (..., T, D); differentiable once."""
+        """All steps, one after another from the vector before the first, (..., D) to (..., T, D).
+
+        Differentiable once.
+        """
         assert isinstance(self.before, nn.Linear)
         num_steps, width = self.known.shape[-2:]
         known = self.known.expand(*start.shape[:-1], num_steps, width).reshape(-1, num_steps, width).transpose(0, 1)
