@@ -2,7 +2,7 @@
 
 h is a vector, x a chord (0/1 for each key), s the logistic function.
 
-    dmm    p(h_t | h_{t-1}) = gated normal,  p(x_t | h_t) = Bernoulli(s(V relu(U h_t + c) + b))
+    dmm    p(h_t | h_{t-1}) = gated normal,  p(x_t | h_t) = Bernoulli(s(network(h_t)))
 """
 
 import json
@@ -56,20 +56,20 @@ class DeepConfig:
     model: Literal["dmm"] = "dmm"
     dataset: str = "jsb"
     states: int = 64
-    epochs: int = 1800
+    epochs: int = 900
     batch_size: int = 20
     learning_rate: float = 0.003
-    emission: int = 128
-    emission_layers: int = 1
-    transition: int = 128
+    emission: int = 150
+    emission_layers: int = 2
+    transition: int = 200
     inference: Inference = "right-left"
-    recurrent: int = 128
+    recurrent: int = 200
     flows: int = 0
     dropout: float = 0.1
     guide_dropout: float = 0.1
-    annealing: int = 500
+    annealing: int = 200
     every: int = 10
-    patience: int = 30
+    patience: int = 20
     particles: int = 500
 
 
