@@ -1,4 +1,4 @@
-"""`python -m benchmarks cpu`, `em`, `gpu` or `compile`, from the root of the repository."""
+"""`python -m benchmarks cpu`, `em`, `nuts`, `gpu` or `compile`, from the root of the repository."""
 
 import argparse
 import json
@@ -17,13 +17,16 @@ def main(argv: list[str] | None = None) -> int:
     cpu.add_argument("--quick", action="store_true", help="under a minute: few shapes, few rounds")
     em = kinds.add_parser("em", help="expectation maximisation, ours and other libraries' on the CPU")
     em.add_argument("--quick", action="store_true", help="about a minute: small data, few rounds")
+    nuts = kinds.add_parser("nuts", help="effective samples a second, collapsed and enumerated by Pyro")
+    nuts.add_argument("--quick", action="store_true", help="about a minute: small data, few draws")
+    nuts.add_argument("--draws", type=int, help="draws of each chain, after half as many steps of warm-up")
     gpu = kinds.add_parser("gpu", help="ours and other ways on a CUDA device")
     gpu.add_argument("--quick", action="store_true", help="few shapes, few rounds")
     for timed in (cpu, em, gpu):
         timed.add_argument("--rounds", type=int, help="rounds of each cell")
     ahead = kinds.add_parser("compile", help="registers, shared memory and spills of each GPU kernel; needs no GPU")
     ahead.add_argument("--quick", action="store_true", help="one number of states for each form")
-    for kind in (cpu, em, gpu, ahead):
+    for kind in (cpu, em, nuts, gpu, ahead):
         kind.add_argument(
             "--output",
             type=Path,
@@ -34,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     cpu.set_defaults(run=_cpu)
     em.set_defaults(run=_em)
+    nuts.set_defaults(run=_nuts)
     gpu.set_defaults(run=_gpu)
     ahead.set_defaults(run=_compile)
     options = parser.parse_args(argv)
@@ -58,6 +62,15 @@ def _em(options: argparse.Namespace):
     from benchmarks import em
 
     return em.run(_timed(em, options))
+
+
+def _nuts(options: argparse.Namespace):
+    from benchmarks import nuts
+
+    settings = nuts.QUICK if options.quick else nuts.Settings()
+    if options.draws:
+        settings = settings._replace(draws=options.draws, warmup=max(options.draws // 2, 1))
+    return nuts.run(settings)
 
 
 def _gpu(options: argparse.Namespace):

@@ -2,7 +2,7 @@
 
 from pyrohmm import checks, data, infer, models, nn, ops
 from pyrohmm.distributions import ContinuousPath, HiddenMarkovModel, MarkovChain
-from pyrohmm.infer import History, fit_em, fit_svi, select_states
+from pyrohmm.infer import History, fit_em, fit_svi, fit_vb, select_states
 from pyrohmm.program import Posterior, markov, posterior, previous
 
 __version__ = "0.1.0"
@@ -17,6 +17,7 @@ __all__ = [
     "data",
     "fit_em",
     "fit_svi",
+    "fit_vb",
     "infer",
     "markov",
     "models",

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from pyrohmm.data import Sequences
+from pyrohmm.nn import Part
 
 
 def check_sequences(name: str, value: Any) -> None:
@@ -63,6 +64,22 @@ def as_programs(model: Any, guide: Callable[..., Any] | None) -> tuple[Callable[
 
 def _empty_guide(*args: Any) -> None:
     pass
+
+
+def check_tolerance(tolerance: float) -> None:
+    """A ValueError unless it is a finite number of at least 0."""
+    if not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):
+        raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
+
+
+def check_modes(model: nn.Module) -> None:
+    """A ValueError if the prior of a part has no mode: there are no most probable parameters then."""
+    for name, part in model.named_modules():
+        if isinstance(part, Part) and not part.prior_has_mode:
+            raise ValueError(
+                f"model.{name}: expected a prior with concentrations of at least 1, which has a mode, got smaller ones "
+                "(those are for fit_vb)"
+            )
 
 
 def modules(*programs: Callable[..., Any]) -> list[nn.Module]:

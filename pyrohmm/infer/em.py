@@ -15,10 +15,17 @@ from tqdm.auto import tqdm
 
 from pyrohmm.data import Sequences
 from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
-from pyrohmm.infer.common import check_counts, check_positive, interrupts_between_steps, mode
+from pyrohmm.infer.common import (
+    check_counts,
+    check_modes,
+    check_positive,
+    check_tolerance,
+    interrupts_between_steps,
+    mode,
+)
 from pyrohmm.infer.expectation import Assignment, expect
 from pyrohmm.infer.history import History
-from pyrohmm.infer.initialization import Method, initialize, redraw
+from pyrohmm.infer.initialization import Method, starts
 from pyrohmm.infer.maximization import PARTS, GradientAscent, accumulate, closed_parts, collect, maximize
 from pyrohmm.infer.minibatches import Minibatches
 from pyrohmm.infer.side_by_side import can_stack, stack, unstack
@@ -138,8 +145,7 @@ def fit_em(
         checkpoint_every=checkpoint_every,
     )
     check_positive(learning_rate=learning_rate)
-    if not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):
-        raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
+    check_tolerance(tolerance)
     if assignment not in ("soft", "hard", "labels"):
         raise ValueError(f"assignment: expected 'soft', 'hard' or 'labels', got {assignment!r}")
     if isinstance(step_size, int | float) and not 0 < step_size <= 1:
@@ -155,6 +161,7 @@ def fit_em(
         raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model: expected at least one trainable parameter, got none")
+    check_modes(model)
 
     supply = Supply(data, batch_size, model._check)
     settings = {
@@ -170,7 +177,7 @@ def fit_em(
         "num_sequences": supply.num_sequences,
         "num_observed": supply.num_observed,
     }
-    models = _starts(model, supply, restarts, initialization, seed)
+    models = starts(model, supply.first, restarts, initialization, seed)
 
     def begin(some: HMM) -> "_Fit":
         return _Fit(some, supply, assignment, batch_size, step_size, tolerance, gradient_steps, learning_rate, seed)
@@ -219,22 +226,6 @@ def fit_em(
             interrupted = True
         save()
     return _finish(model, fits, interrupted, time.perf_counter() - began)
-
-
-def _starts(model: HMM, supply: Supply, restarts: int, initialization: Method | None, seed: int) -> list[HMM]:
-    """The models that are fitted: copies, or the one itself if there is no other."""
-    models = [model] if restarts == 1 else [copy.deepcopy(model) for _ in range(restarts)]
-    first = supply.first
-    for i, some in enumerate(models):
-        # Sums of squares are about a point among the data.
-        if hasattr(some.emission, "prepare"):
-            entries = None if first.entries is None else first.entries[first.observed]
-            some.emission.prepare(first.x[first.observed], entries)
-        if initialization is not None:
-            initialize(some, first, initialization, seed + i)
-        elif i > 0:
-            redraw(some, first, seed + i)
-    return models
 
 
 def _finish(model: HMM, fits: list["_Fit"], interrupted: bool, seconds: float) -> History:

@@ -111,8 +111,11 @@ def importance_log_prob(
         seeded(seed, data.x.device),
         tqdm(total=len(data) * num_particles, desc="particles", disable=not progress) as bar,
     ):
-        # Of the whole set's first sequence only: what is outside of the plate does not depend on the sequences.
-        fixed = prune_subsample_sites(poutine.trace(guide).get_trace(data[:1].trim()))
+        # From some of the sequences: what is outside of the plate does not depend on which.
+        trace, fixed = _traces(program, guide, data[:chunk_size].trim())
+        plates = sorted({frame.name for site in trace.nodes.values() for frame in _frames(site)})
+        if plate not in plates:
+            raise ValueError(f"plate: expected the plate of the sequences in the model, one of {plates}, got {plate!r}")
         for name in [name for name, site in fixed.nodes.items() if _frame(site, plate)]:
             fixed.remove_node(name)
         programs = program, poutine.replay(guide, trace=fixed)
@@ -134,32 +137,32 @@ def importance_log_prob(
     return ImportanceEstimate(first - math.log(num_particles), size)
 
 
+def _traces(model: Program, guide: Program, data: Sequences) -> tuple[Trace, Trace]:
+    """Of the model, given a draw from the guide, and of the guide."""
+    drawn = poutine.trace(guide).get_trace(data)
+    trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(data)
+    trace, drawn = prune_subsample_sites(trace), prune_subsample_sites(drawn)
+    check_proposed(trace, drawn)
+    for name in drawn.stochastic_nodes:
+        if name not in trace and not (drawn.nodes[name]["infer"] or {}).get("is_auxiliary"):
+            raise ValueError(f"guide: expected sites of the model, got {name!r}, which is not auxiliary")
+    return trace, drawn
+
+
 def _log_weights(model: Program, guide: Program, data: Sequences, plate: str) -> Tensor:
     """log p(x, h) - log q(h) of each of the N sequences, for one draw of h, (N,), float64."""
-    guide_trace = poutine.trace(guide).get_trace(data)
-    traces = {
-        "model": prune_subsample_sites(poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data)),
-        "guide": prune_subsample_sites(guide_trace),
-    }
-    check_proposed(traces["model"], traces["guide"])
-    for name, site in traces["guide"].nodes.items():
-        if site["type"] == "sample" and name not in traces["model"] and not (site["infer"] or {}).get("is_auxiliary"):
-            raise ValueError(f"guide: expected sites of the model, got {name!r}; is it auxiliary?")
-    terms = {name: _log_prob(trace, data, plate) for name, trace in traces.items()}
-    if terms["model"] is None:
-        plates = sorted({frame.name for site in traces["model"].nodes.values() for frame in _frames(site)})
-        raise ValueError(f"plate: expected the plate of the sequences in the model, one of {plates}, got {plate!r}")
-    log_weights = terms["model"] if terms["guide"] is None else terms["model"] - terms["guide"]
+    trace, drawn = _traces(model, guide, data)
+    log_weights = _log_prob(trace, data, plate) - _log_prob(drawn, data, plate)
     if not (log_weights < torch.inf).all():
-        found = [text for name, trace in traces.items() for text in in_trace(name, trace, data)]
+        found = in_trace("guide", drawn, data) + in_trace("model", trace, data)
         raise FloatingPointError(f"a weight is NaN or infinitely large: {'; '.join(found)}")
     return log_weights
 
 
-def _log_prob(trace: Trace, data: Sequences, plate: str) -> Tensor | None:
-    """The log-probability of the sites in the plate, without the scale of a minibatch, (N,); None if there are none."""
+def _log_prob(trace: Trace, data: Sequences, plate: str) -> Tensor:
+    """The log-probability of the sites in the plate, without the scale of a minibatch, (N,)."""
     trace.compute_log_prob(site_filter=lambda name, site: _frame(site, plate) is not None)
-    total = None
+    total = torch.zeros(len(data), dtype=torch.float64, device=data.x.device)
     for site in trace.nodes.values():
         if frame := _frame(site, plate):
             log_prob = site["log_prob"].double() * (frame.size / (frame.full_size or frame.size))
@@ -168,7 +171,7 @@ def _log_prob(trace: Trace, data: Sequences, plate: str) -> Tensor | None:
             # One number for all stands for the same one for each.
             log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (frame.size, *[1] * (-frame.dim - 1))))
             log_prob = log_prob.movedim(frame.dim, 0).flatten(1).sum(1) if log_prob.dim() > 1 else log_prob
-            total = log_prob if total is None else total + log_prob
+            total = total + log_prob
     return total
 
 

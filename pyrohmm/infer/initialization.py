@@ -1,5 +1,6 @@
 """Where a fit begins: emissions from clusters of the observations."""
 
+import copy
 from typing import Literal
 
 import numpy as np
@@ -60,6 +61,21 @@ def initialize(model: HMM, data: Sequences, method: Method = "kmeans", seed: int
     every = data.x.new_zeros(data.observed.shape + (model.num_states,), dtype=torch.float64)
     every[data.observed] = weights.to(every.device)
     emission.maximize(collect(model, ["emission"], data, Potentials(None, None, every))["emission"])
+
+
+def starts(model: HMM, data: Sequences, restarts: int, initialization: Method | None, seed: int) -> list[HMM]:
+    """The models that are fitted from different starts: copies, or the one itself if there is no other."""
+    models = [model] if restarts == 1 else [copy.deepcopy(model) for _ in range(restarts)]
+    for i, some in enumerate(models):
+        # Sums of squares are about a point among the data.
+        if hasattr(some.emission, "prepare"):
+            entries = None if data.entries is None else data.entries[data.observed]
+            some.emission.prepare(data.x[data.observed], entries)
+        if initialization is not None:
+            initialize(some, data, initialization, seed + i)
+        elif i > 0:
+            redraw(some, data, seed + i)
+    return models
 
 
 def redraw(model: HMM, data: Sequences, seed: int) -> None:

@@ -20,13 +20,23 @@ from tqdm.auto import tqdm
 from pyrohmm.data import Sequences
 from pyrohmm.infer.annealing import Annealing, Weight, weight_at
 from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
-from pyrohmm.infer.common import as_programs, check_counts, check_positive, check_seed, check_sequences, mode, modules
+from pyrohmm.infer.common import (
+    as_programs,
+    check_counts,
+    check_modes,
+    check_positive,
+    check_seed,
+    check_sequences,
+    mode,
+    modules,
+)
 from pyrohmm.infer.diagnosis import find_not_finite
 from pyrohmm.infer.elbo import UnreadELBO
 from pyrohmm.infer.history import History
 from pyrohmm.infer.minibatches import Minibatches
 from pyrohmm.infer.optimizer import ClippedAdam, Schedule, Step
 from pyrohmm.infer.parameters import Parameters
+from pyrohmm.models import HMM, BayesianHMM
 from pyrohmm.models.isolation import own_parameters, random_state, seeded, set_random_state
 
 _LINEAR = Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
@@ -166,6 +176,9 @@ def fit_svi(
     program, guide = as_programs(model, guide)
 
     roots = modules(program, guide)
+    for root in roots:
+        if isinstance(root, HMM) and not isinstance(root, BayesianHMM):
+            check_modes(root)
     elbo = loss or UnreadELBO(num_particles=num_particles, vectorize_particles=vectorize_particles)
     settings = {
         "seed": seed,
@@ -366,7 +379,7 @@ class _Fit:
         """Inside, a program's error is given a note of what is not finite; `again` goes back to where it began."""
         try:
             yield
-        except (ValueError, torch.linalg.LinAlgError) as error:
+        except (ValueError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
             with again:
                 found = self._where(batch)
             if found:

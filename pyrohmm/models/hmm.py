@@ -141,13 +141,12 @@ class HMM(PyroModule):
                 are looked at only where Pyro's validation is on.
         """
         self._check(data)
-        self._sample_priors()
-        if data.x is not None and any(getattr(part, "has_prior", False) for part in self.parts):
-            pyro.factor("prior", self.log_prior())
+        self._sample_priors(data)
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
+            inputs_at = self._inputs(data)
             state = None
             for t in markov("time", data.num_steps, dim=-1, lengths=data.lengths, vectorized=vectorized):
-                inputs = None if data.inputs is None else data.inputs[:, t]
+                inputs = inputs_at(t)
                 # No variable for the logits: the loop would take what it holds for a dependence on older states.
                 state = pyro.sample("z", self._next_state(state, inputs))
                 if self.use_labels and data.labels is not None:
@@ -283,9 +282,7 @@ class HMM(PyroModule):
             True
         """
         self._check(data)
-        for part in self.parts:
-            if names := [name for module in part.modules() for name in getattr(module, "_pyro_samples", ())]:
-                raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
+        self._refuse_priors()
         with own_parameters(self):
             return Potentials(
                 self._initial_logits(data) if "initial" in parts else None,
@@ -307,8 +304,7 @@ class HMM(PyroModule):
     def _observation_logits(self, data: Sequences, products: Any) -> Tensor:
         logits = None if products is None else self.emission.log_prob_of_products(products)
         if logits is None:
-            law = self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
-            logits = statewise.log_prob(law, data.x, data.observed).movedim(0, -1)
+            logits = statewise.log_prob(self._emission_law(data), data.x, data.observed).movedim(0, -1)
         else:
             logits = logits.unflatten(-2, data.x.shape[:2])
         # Of data in another dtype.
@@ -320,6 +316,36 @@ class HMM(PyroModule):
             label = data.labels.unsqueeze(-1)
             logits = logits.masked_fill((label >= 0) & (label != states), -torch.inf)
         return logits if data.allowed is None else logits.masked_fill(~data.allowed, -torch.inf)
+
+    def emission_law(self, data: Sequences) -> TorchDistributionMixin:
+        """The law of every observation in every state, given what came before it in its sequence.
+
+        Args:
+            data: N sequences; an emission of order > 0 reads their observations too.
+
+        Returns:
+            A distribution whose batch shape broadcasts to (K, N, T).
+
+        Raises:
+            ValueError: as for `potentials`.
+
+        Example:
+            >>> from pyrohmm.nn import PoissonEmission
+            >>> data = Sequences(torch.ones(5, 4, 1))
+            >>> HMM(PoissonEmission(2, 1, rate=[[2.0], [9.0]])).emission_law(data).mean.flatten().detach().round()
+            tensor([2., 9.])
+        """
+        self._check(data)
+        self._refuse_priors()
+        with own_parameters(self):
+            return self._emission_law(data)
+
+    def _emission_law(self, data: Sequences) -> TorchDistributionMixin:
+        return self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
+
+    def _refuse_priors(self) -> None:
+        if names := self._names_of_priors():
+            raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
 
     def _states(self) -> Tensor:
         """All states, to the left of sequences and steps, and of models side by side."""
@@ -516,15 +542,24 @@ class HMM(PyroModule):
         with own_parameters(self, *([guide] if isinstance(guide, nn.Module) else [])):
             yield guide
 
+    def _inputs(self, data: Sequences | Blank) -> Callable[[slice], Tensor | None]:
+        """What the parts read at some steps, as a function of them; called once, in the plate of the sequences."""
+        return lambda t: None if data.inputs is None else data.inputs[:, t]
+
     def _next_state(self, state: Tensor | None, inputs: Tensor | None) -> dist.Categorical:
         return dist.Categorical(logits=self.initial(inputs) if state is None else self.transition(state, inputs))
 
-    def _sample_priors(self) -> None:
-        """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them."""
+    def _sample_priors(self, data: Sequences | Blank) -> None:
+        """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them.
+
+        Points have the factor of their priors.
+        """
         for part in self.parts:
             for module in part.modules():
                 for name in getattr(module, "_pyro_samples", ()):
                     getattr(module, name)
+        if data.x is not None and any(getattr(part, "has_prior", False) for part in self.parts):
+            pyro.factor("prior", self.log_prior())
 
     def _names_of_priors(self) -> list[str]:
         """The parameters of the parts that are `PyroSample` priors."""

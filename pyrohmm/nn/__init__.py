@@ -37,6 +37,7 @@ from pyrohmm.nn.encoder.chain import ChainEncoder as ChainEncoder
 from pyrohmm.nn.encoder.convolutional import ConvolutionalEncoder as ConvolutionalEncoder
 from pyrohmm.nn.encoder.encoder import Encoder as Encoder
 from pyrohmm.nn.encoder.encoder import StepEncoder as StepEncoder
+from pyrohmm.nn.encoder.pooled import PooledEncoder as PooledEncoder
 from pyrohmm.nn.encoder.recurrent import RecurrentEncoder as RecurrentEncoder
 from pyrohmm.nn.encoder.transformer import TransformerEncoder as TransformerEncoder
 from pyrohmm.nn.initial import Initial as Initial
@@ -49,5 +50,6 @@ from pyrohmm.nn.priors import NormalInverseWishart as NormalInverseWishart
 from pyrohmm.nn.regression import RegressionInitial as RegressionInitial
 from pyrohmm.nn.regression import RegressionTransition as RegressionTransition
 from pyrohmm.nn.stationary import StationaryInitial as StationaryInitial
+from pyrohmm.nn.switching import SwitchingDynamics as SwitchingDynamics
 from pyrohmm.nn.transition import NeuralTransition as NeuralTransition
 from pyrohmm.nn.transition import Transition as Transition

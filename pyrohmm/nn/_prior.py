@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyrohmm.nn._conjugate import DirichletRows
+
 # Of an edge or a start that is not forbidden. A probability of 1e-13 is as good as none, and with no smaller ones
 # among the transitions the recursions in scaled space stay accurate in float32 (`pyrohmm/ops/certificate.py`).
 LEAST_LOG_PROB = -30.0
@@ -42,18 +44,36 @@ def prior_buffer(prior: Any, family: type, names: Sequence[str], shape: tuple[in
         raise ValueError(f"prior: expected parameters that broadcast to {shape}, got {got}") from None
 
 
-def dirichlet(prior: Any, shape: tuple[int, ...]) -> Tensor | None:
+def dirichlet(prior: Any, shape: tuple[int, ...], *, sparse: bool = False) -> Tensor | None:
     """The concentrations of a Dirichlet prior on the rows of a table, of `shape`; None for no prior.
 
+    Args:
+        prior: the distribution, or None.
+        shape: of the table.
+        sparse: whether concentrations may be below 1, where the density has no mode within.
+
     Raises:
-        TypeError, ValueError: as `prior_buffer`, or a concentration is below 1, where the density has no mode within.
+        TypeError, ValueError: as `prior_buffer`, or a concentration is below 1 and may not.
     """
     buffer = prior_buffer(prior, torch.distributions.Dirichlet, ["concentration"], shape)
     if buffer is None:
         return None
-    if not (buffer >= 1).all():
+    if not sparse and not (buffer >= 1).all():
         raise ValueError(f"prior: expected concentrations of at least 1, got {buffer.min().item()}")
     return buffer[..., 0]
+
+
+def has_mode(concentration: Tensor | None) -> bool:
+    """Whether a Dirichlet density of these concentrations is bounded."""
+    return concentration is None or bool((concentration >= 1).all())
+
+
+def dirichlet_law(part: Any, mask: Tensor | None = None) -> DirichletRows:
+    """The Dirichlet law of the rows of a part's table of logits; a flat one without a prior."""
+    # Not by the attribute, which would make it a parameter of a Pyro program that runs.
+    flat = torch.ones_like(part._parameters["logits"], requires_grad=False)
+    rows = flat if part.prior is None else part.prior
+    return DirichletRows(rows if mask is None else rows.masked_fill(~mask, 0.0))
 
 
 def dirichlet_log_prob(logits: Tensor, concentration: Tensor | None) -> Tensor:
@@ -81,7 +101,8 @@ def dirichlet_mode(counts: Tensor, concentration: Tensor | None, logits: Tensor,
         the logits, normalised where there are counts, and where there are none, (*lead, ...).
     """
     if concentration is not None:
-        counts = counts + (concentration.double() - 1)
+        # Of a sparse prior, without a mode within, what is on the boundary.
+        counts = (counts + (concentration.double() - 1)).clamp_min(0)
     counts = counts.masked_fill(logits == -torch.inf, 0.0)
     total = counts.sum(-1, keepdim=True)
     empty = total <= 1e-8

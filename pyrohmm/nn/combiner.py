@@ -99,10 +99,7 @@ class CombinerStep:
         return normal(*params.chunk(2, -1))
 
     def draw(self, start: Tensor) -> Tensor:
-        """All steps, one after another from the vector before the first, (..., D) to (..., T, D).
-
-        Differentiable once.
-        """
+        """All steps in turn from the vector before the first, (..., D), to (..., T, D); differentiable once."""
         assert isinstance(self.before, nn.Linear)
         num_steps, width = self.known.shape[-2:]
         known = self.known.expand(*start.shape[:-1], num_steps, width).reshape(-1, num_steps, width).transpose(0, 1)

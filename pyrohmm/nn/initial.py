@@ -7,8 +7,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network, unforbid
+from pyrohmm.nn._conjugate import DirichletRows
 from pyrohmm.nn._free import num_free, num_trainable
-from pyrohmm.nn._prior import LEAST_LOG_PROB, dirichlet, dirichlet_log_prob, dirichlet_mode
+from pyrohmm.nn._prior import (
+    LEAST_LOG_PROB,
+    dirichlet,
+    dirichlet_law,
+    dirichlet_log_prob,
+    dirichlet_mode,
+    has_mode,
+)
 from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 from pyrohmm.nn.part import Events, Part, Statistics, assign, table
 
@@ -24,7 +32,8 @@ class Initial(Ordered, Part):
         hidden: units of the built-in network (one tanh layer).
         mask: (K,) bool, True where the chain may start; the other logits are always -inf.
         net: any module from (..., C) to (..., K), in place of the built-in network. Needs `context`.
-        prior: `Dirichlet` on the probabilities, with concentrations (K,) of at least 1. Not with `context`.
+        prior: `Dirichlet` on the probabilities, with concentrations (K,), of at least 1 for the most
+            probable parameters (`fit_em`, `fit_svi`). Not with `context`.
         generator: source of the random start; torch's global one if None.
 
     Attributes:
@@ -65,7 +74,7 @@ class Initial(Ordered, Part):
             raise ValueError("net: expected None since context=0, got a module")
         if prior is not None and context:
             raise ValueError(f"prior: expected None since context={context}, got {type(prior).__name__}")
-        self.register_buffer("prior", dirichlet(prior, (num_states,)))
+        self.register_buffer("prior", dirichlet(prior, (num_states,), sparse=True))
         self.net = network(net, context, hidden, num_states, generator) if context else None
 
     def forward(self, inputs: Tensor | None = None) -> Tensor:
@@ -102,6 +111,17 @@ class Initial(Ordered, Part):
         if self.prior is None:
             return super().log_prior()
         return dirichlet_log_prob(table(forbid(self.logits, self.mask), 1), self.prior)
+
+    @property
+    def prior_has_mode(self) -> bool:
+        """Whether no concentration of the prior is below 1."""
+        return has_mode(self.prior)
+
+    def conjugate_prior(self) -> DirichletRows:
+        """The Dirichlet prior, a flat one by default; see `Part`."""
+        if self.net is not None:
+            super().conjugate_prior()
+        return dirichlet_law(self, self.mask)
 
     def expected_statistics(self, weights: Tensor, inputs: Tensor | None = None) -> Statistics:
         """The expected number of sequences that start in each state.

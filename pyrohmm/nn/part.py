@@ -1,10 +1,14 @@
 """What all parts have in common: a prior, expected statistics and the M-step of EM on tables of parameters."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pyrohmm.nn._conjugate import Conjugate
 
 Statistics = dict[str, Tensor]
 """Sums over steps, in float64, so that those of batches can be added up: name -> (*lead, ...)."""
@@ -48,6 +52,31 @@ class Part(PyroModule):
         if not type(self).log_prior.__module__.startswith("pyrohmm."):
             return True
         return any(name.rpartition(".")[2].startswith("prior") for name, _ in self.named_buffers())
+
+    @property
+    def prior_has_mode(self) -> bool:
+        """Whether the density of the prior is bounded: a `Dirichlet` of concentrations below 1 is not.
+
+        >>> import pyro.distributions as dist
+        >>> from pyrohmm.nn import Initial
+        >>> Initial(2, prior=dist.Dirichlet(torch.full((2,), 0.1))).prior_has_mode
+        False
+        """
+        return True
+
+    def conjugate_prior(self) -> "Conjugate":
+        """The prior as a law that is conjugate to the part, for `pyrohmm.fit_vb`.
+
+        Raises:
+            TypeError: a part of this kind has none.
+            ValueError: the part was given no prior, and needs one.
+        """
+        raise TypeError(f"{type(self).__name__}: expected a part with a conjugate prior, got one that has none")
+
+    def put(self, values: dict[str, Tensor]) -> None:
+        """Set the parameters to values of its `conjugate_prior`, as that law's methods return them."""
+        for name, value in values.items():
+            assign(getattr(self, name), value)
 
     def log_prior(self) -> Tensor:
         """The log-density of the parameters under the part's `prior`, up to a constant; 0 without one.

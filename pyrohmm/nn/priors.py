@@ -2,6 +2,17 @@
 
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
+import torch
+
+
+class Wishart(dist.Wishart):
+    """That of torch, whose draws come with a warning, and are drawn twice."""
+
+    def rsample(self, sample_shape: Any = (), max_try_correction: int | None = None) -> torch.Tensor:
+        """Draw by Bartlett's decomposition."""
+        return self._bartlett_sampling(torch.Size(sample_shape))
+
 
 class NormalInverseGamma(NamedTuple):
     r"""A prior on the mean and the variance of a Gaussian entry, for covariances "diag" and "spherical".
@@ -30,6 +41,23 @@ class NormalInverseGamma(NamedTuple):
     concentration: Any
     rate: Any
 
+    @property
+    def precision(self) -> dist.Gamma:
+        """The law of 1 / sigma^2, `Gamma`."""
+        return dist.Gamma(self.concentration, self.rate)
+
+    @property
+    def mean(self) -> dist.StudentT:
+        """The marginal law of mu, `StudentT` of 2 a degrees of freedom.
+
+        >>> NormalInverseGamma(0.0, 4.0, torch.tensor([2.0]), torch.tensor([2.0])).mean.scale
+        tensor([0.5000])
+        """
+        concentration, rate = torch.as_tensor(self.concentration), torch.as_tensor(self.rate)
+        if torch.as_tensor(self.loc).dim() > concentration.dim() > 0:
+            concentration, rate = concentration.unsqueeze(-1), rate.unsqueeze(-1)  # one for all entries
+        return dist.StudentT(2 * concentration, self.loc, (rate / (concentration * self.strength)).sqrt())
+
 
 class NormalInverseWishart(NamedTuple):
     r"""A prior on the mean and the covariance of a Gaussian vector, for covariances "full" and "tied".
@@ -55,3 +83,21 @@ class NormalInverseWishart(NamedTuple):
     strength: Any
     degrees: Any
     scale: Any
+
+    @property
+    def precision(self) -> Wishart:
+        """The law of the inverse of Sigma, `Wishart`."""
+        return Wishart(torch.as_tensor(self.degrees), precision_matrix=self.scale)
+
+    @property
+    def mean(self) -> dist.MultivariateStudentT:
+        """The marginal law of mu, `MultivariateStudentT` of nu - D + 1 degrees of freedom.
+
+        >>> NormalInverseWishart(torch.zeros(1, 2), torch.ones(1, 1), torch.tensor([3.0]), torch.eye(2)).mean.df
+        tensor([2.])
+        """
+        degrees = torch.as_tensor(self.degrees) - self.scale.shape[-1] + 1
+        strength = torch.as_tensor(self.strength)
+        worth = (strength.squeeze(-1) if strength.dim() == 2 else strength) * degrees
+        factor = torch.linalg.cholesky(self.scale) / worth.sqrt()[..., None, None]
+        return dist.MultivariateStudentT(degrees.expand(worth.shape), self.loc, factor)

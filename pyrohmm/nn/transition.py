@@ -7,8 +7,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid, network, select, unforbid
+from pyrohmm.nn._conjugate import DirichletRows
 from pyrohmm.nn._free import num_free, num_trainable
-from pyrohmm.nn._prior import LEAST_LOG_PROB, dirichlet, dirichlet_log_prob, dirichlet_mode
+from pyrohmm.nn._prior import (
+    LEAST_LOG_PROB,
+    dirichlet,
+    dirichlet_law,
+    dirichlet_log_prob,
+    dirichlet_mode,
+    has_mode,
+)
 from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 from pyrohmm.nn.part import Events, Part, Statistics, assign, table
 
@@ -115,8 +123,9 @@ class Transition(MatrixTransition):
         mask: (K, K) bool, [from, to], True where an edge is allowed; the other logits are always -inf.
             `left_to_right` and `banded` make such masks.
         sticky: log-odds added to the diagonal at the start.
-        prior: `Dirichlet` on each row of probabilities, with concentrations (K,) or (K, K) of at least 1. A sticky
-            prior is `Dirichlet(1 + kappa * torch.eye(K))`: as if kappa more steps had been seen to stay in each state.
+        prior: `Dirichlet` on each row of probabilities, with concentrations (K,) or (K, K), of at least 1 for the most
+            probable parameters (`fit_em`, `fit_svi`). A sticky prior is `Dirichlet(1 + kappa * torch.eye(K))`: as if
+            kappa more steps had been seen to stay in each state.
         generator: source of the random start; torch's global one if None.
 
     Attributes:
@@ -142,7 +151,7 @@ class Transition(MatrixTransition):
     ):
         super().__init__(num_states, mask)
         self.logits = nn.Parameter(sticky_logits(num_states, sticky, generator))
-        self.register_buffer("prior", dirichlet(prior, (num_states, num_states)))
+        self.register_buffer("prior", dirichlet(prior, (num_states, num_states), sparse=True))
 
     closed_form = True
 
@@ -154,6 +163,15 @@ class Transition(MatrixTransition):
         if self.prior is None:
             return super().log_prior()
         return dirichlet_log_prob(table(self.matrix(), 2), self.prior).sum(-1)
+
+    @property
+    def prior_has_mode(self) -> bool:
+        """Whether no concentration of the prior is below 1."""
+        return has_mode(self.prior)
+
+    def conjugate_prior(self) -> DirichletRows:
+        """The Dirichlet prior of each row, flat ones by default; see `Part`."""
+        return dirichlet_law(self, self.mask)
 
     def expected_statistics(self, weights: Tensor, inputs: Tensor | None = None) -> Statistics:
         """The expected number of times that each edge was taken.

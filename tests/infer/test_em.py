@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrohmm import nn
 from pyrohmm.data import Sequences
-from pyrohmm.infer import em, fit_em, fit_svi
+from pyrohmm.infer import em, fit_em, fit_svi, initialization
 from pyrohmm.models import HMM, NeuralHMM
 from pyrohmm.testing import enumeration
 from tests.models.cases import CASES as MODELS
@@ -451,7 +451,7 @@ def test_errors():
         fit(frozen, data)
     uncertain = gaussian_model()
     uncertain.emission.loc = PyroSample(dist.Normal(0.0, 1.0).expand([2, 1]).to_event(2))
-    with pytest.raises(ValueError, match="expected parameters without PyroSample priors, got .'loc'"):
+    with pytest.raises(ValueError, match="expected parameters without PyroSample priors, got .'emission.loc'"):
         fit(uncertain, data)
     network, some = make_model("inputs")
     with pytest.raises(ValueError, match="initialization: expected None since NeuralEmission has no closed M-step"):
@@ -543,7 +543,7 @@ def test_an_impossible_start_is_one_restart_less(monkeypatch):
         if seed % 2:
             model.initial.mask = torch.tensor([True, False])  # but some sequences are known to begin in the other
 
-    monkeypatch.setattr(em, "redraw", broken)
+    monkeypatch.setattr(initialization, "redraw", broken)
     monkeypatch.setattr(em, "can_stack", lambda model: False)
     model = HMM(nn.GaussianEmission(2, 1), nn.Initial(2, mask=torch.tensor([True, True])), use_labels=True).double()
     history = fit(model, data, steps=3, restarts=4, tolerance=0)

@@ -106,6 +106,7 @@ def test_sites_outside_of_the_plate_are_drawn_once():
     slopes = []
 
     def guide(data: Sequences) -> None:
+        pyro.deterministic("mean", data.x.mean())
         slopes.append(pyro.sample("slope", dist.Normal(0.0, 1.0).mask(True)))
         level_guide(data)
 

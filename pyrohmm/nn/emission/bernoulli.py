@@ -3,10 +3,12 @@
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import jitter, select, start
+from pyrohmm.nn._conjugate import BetaEntries
 from pyrohmm.nn._prior import beta_log_prob, beta_mode, beta_prior
 from pyrohmm.nn.emission.table import EntriesEmission
 from pyrohmm.nn.part import Statistics, table
@@ -62,6 +64,14 @@ class BernoulliEmission(EntriesEmission):
         if self.prior is None:
             return super().log_prior()
         return beta_log_prob(table(self.logits, 2), self.prior).sum((-2, -1))
+
+    def conjugate_prior(self) -> BetaEntries:
+        """The Beta prior of each entry, flat ones by default; see `Part`."""
+        if self.prior is None:
+            # Not by the attribute, which would make it a parameter of a Pyro program that runs.
+            flat = torch.ones_like(next(self.parameters()), requires_grad=False)
+            return BetaEntries(flat, flat)
+        return BetaEntries(*self.prior.unbind(-1))
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
         return {"logits": beta_mode(sums["total"], weight - sums["total"], self.prior)}

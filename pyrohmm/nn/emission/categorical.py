@@ -9,8 +9,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
+from pyrohmm.nn._conjugate import DirichletRows
 from pyrohmm.nn._free import num_free
-from pyrohmm.nn._prior import dirichlet, dirichlet_log_prob, dirichlet_mode
+from pyrohmm.nn._prior import dirichlet, dirichlet_law, dirichlet_log_prob, dirichlet_mode, has_mode
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import EMPTY, Events, Statistics, assign, table
 
@@ -23,7 +24,8 @@ class CategoricalEmission(TableEmission):
         num_symbols: V.
         probs: the start, positive weights (V,) for all states or (K, V), e.g. counts; uniform if None.
         noise: size of the normal noise added to the logits at the start, unless `probs` is (K, V).
-        prior: `Dirichlet` on each state's probabilities, with concentrations (V,) or (K, V) of at least 1.
+        prior: `Dirichlet` on each state's probabilities, with concentrations (V,) or (K, V), of at least 1 for
+            the most probable parameters (`fit_em`, `fit_svi`).
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -55,7 +57,7 @@ class CategoricalEmission(TableEmission):
         self.logits = nn.Parameter(
             (weights / weights.sum(-1, keepdim=True)).log() + noise * jitter(probs, shape, generator)
         )
-        self.register_buffer("prior", dirichlet(prior, shape))
+        self.register_buffer("prior", dirichlet(prior, shape, sparse=True))
 
     def _distribution(self, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         law = dist.Categorical(logits=select(self.logits, state))
@@ -66,6 +68,18 @@ class CategoricalEmission(TableEmission):
         if self.prior is None:
             return super().log_prior()
         return dirichlet_log_prob(table(self.logits, 2), self.prior).sum(-1)
+
+    @property
+    def prior_has_mode(self) -> bool:
+        """Whether no concentration of the prior is below 1."""
+        return has_mode(self.prior)
+
+    def conjugate_prior(self) -> DirichletRows:
+        """The Dirichlet prior of each state, flat ones by default; see `Part`."""
+        # Subclasses have other laws.
+        if type(self) is not CategoricalEmission:
+            super().conjugate_prior()
+        return dirichlet_law(self)
 
     def expected_statistics(
         self,

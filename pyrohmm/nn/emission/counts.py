@@ -8,6 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import jitter, select, start
+from pyrohmm.nn._conjugate import GammaEntries
 from pyrohmm.nn._prior import beta_log_prob, beta_mode, beta_prior
 from pyrohmm.nn.emission._laws import NegativeBinomial
 from pyrohmm.nn.emission.concentration import ConcentrationEmission
@@ -61,6 +62,14 @@ class PoissonEmission(RateEmission, _Counts):
 
     def _entries(self, state: Tensor) -> TorchDistributionMixin:
         return dist.Poisson(select(self.log_rate, state).exp())
+
+    def conjugate_prior(self) -> GammaEntries:
+        """The Gamma prior of each rate; see `Part`."""
+        if type(self) is not PoissonEmission:
+            super().conjugate_prior()
+        if self.prior is None:
+            raise ValueError("prior: expected a Gamma on each rate, got None")
+        return GammaEntries(*self.prior.unbind(-1))
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
         total = sums["total"]

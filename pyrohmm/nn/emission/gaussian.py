@@ -8,6 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
+from pyrohmm.nn._conjugate import GaussianEntries, GaussianVectors
 from pyrohmm.nn.emission.entries import ObservedGaussian, independent
 from pyrohmm.nn.emission.products import Products, log_density, products, sums
 from pyrohmm.nn.emission.table import TableEmission
@@ -175,6 +176,34 @@ class GaussianEmission(TableEmission):
             log_det, inverse = log_det.unsqueeze(-1), inverse.unsqueeze(-3)
         squares = (off.unsqueeze(-2) @ inverse @ off.unsqueeze(-1)).squeeze((-2, -1))
         return density - 0.5 * (log_det + self.prior_strength.squeeze(-1) * squares).sum(-1)
+
+    def conjugate_prior(self) -> GaussianEntries | GaussianVectors:
+        """The normal-inverse-gamma or normal-inverse-Wishart prior of each state; see `Part`."""
+        if type(self) is not GaussianEmission:
+            super().conjugate_prior()
+        wishart = self.covariance in ("full", "tied")
+        if self.prior_family is None:
+            family = NormalInverseWishart if wishart else NormalInverseGamma
+            raise ValueError(f"prior: expected a {family.__name__} on means and covariances, got None")
+        loc, strength, shape, scale, centre = (
+            value.detach().double()
+            for value in (self.prior_loc, self.prior_strength, self.prior_shape, self.prior_scale, self.centre)
+        )
+        if wishart:
+            return GaussianVectors(NormalInverseWishart(loc, strength, shape, scale), centre)
+        return GaussianEntries(NormalInverseGamma(loc, strength.expand(loc.shape), shape, scale), centre)
+
+    def put(self, values: dict[str, Tensor]) -> None:
+        """Set the means, and the variances or covariances; see `Part`."""
+        assign(self.loc, values["loc"])
+        if "variance" in values:
+            assign(self.log_scale, 0.5 * values["variance"].log())
+            return
+        factor = torch.linalg.cholesky(values["covariance"])
+        scale = factor.diagonal(dim1=-2, dim2=-1)
+        row, column = torch.tril_indices(factor.shape[-1], factor.shape[-1], -1, device=factor.device)
+        assign(self.log_scale, scale.log())
+        assign(self.lower, (factor / scale.unsqueeze(-1))[..., row, column])
 
     def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
         """Take sums for EM from the mean of these observations (M, D) from now on."""
