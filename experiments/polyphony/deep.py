@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -134,13 +134,22 @@ def run_deep(
 
     Returns:
         The model, in eval mode, and its figures: nats for each time step.
+
+    Raises:
+        ValueError: the checkpoint is of a run with other settings.
     """
     model = build_deep(music.train, config, seed)
     train = SimilarLengths(music.train.x, music.train.lengths)
     epoch = math.ceil(len(train) / config.batch_size)
     decay = 0.01 ** (1 / (config.epochs * epoch))
     file = checkpoint.with_suffix(".json")
-    curve: list[dict[str, float]] = json.loads(file.read_text()) if file.exists() and checkpoint.exists() else []
+    former = json.loads(file.read_text()) if file.exists() else {"config": asdict(config), "seed": seed, "curve": []}
+    if (checkpoint.exists() and not file.exists()) or (former["config"], former["seed"]) != (asdict(config), seed):
+        raise ValueError(
+            f"checkpoint: expected a new file, or one of a run with {config}, seed {seed}, got {checkpoint}"
+        )
+    curve: list[dict[str, float]] = former["curve"]
+    file.write_text(json.dumps(former))
     ends = [*range(config.every, config.epochs, config.every), config.epochs]
     # Piece by piece, each going on from the checkpoint of the last one, for a look at the test set in between.
     for number, end in enumerate(ends):
@@ -177,7 +186,7 @@ def run_deep(
                     "test_of_best": round(bound_per_step(model, music.test, 1), 4),
                 }
             )
-            file.write_text(json.dumps(curve, indent=1) + "\n")
+            file.write_text(json.dumps(former))
             if progress:
                 print(" ".join(f"{name} {value:g}" for name, value in curve[-1].items()), flush=True)
         losses = [row["validation"] for row in curve]
