@@ -125,7 +125,7 @@ print(f"without the chain {no_chain:.1%}, without classes {no_classes:.1%}, with
 # verb.
 
 # %%
-figure, axes = plt.subplots(figsize=(8, 6))
+figure, axes = plt.subplots(figsize=(8, 6), dpi=75)
 pyrohmm.checks.plot_transitions(supervised, state_names=tags, ax=axes)
 plt.show()
 
@@ -270,7 +270,8 @@ share = words.labels[words.valid].bincount().max().item() / words.num_observed
 print(f"many-to-one {many_to_one:.1%} (one state alone: {share:.1%}), V-measure {v_measure:.2f}")
 
 # %% [markdown]
-# A row for each state, sorted by the tag that it meets most: what part of its words have which tag, and its words.
+# A row for each state, sorted by the tag that it meets most: its three most probable words, and what part of the words
+# that it got have which tag.
 
 # %%
 rows = together.max(1).indices.argsort(stable=True)

@@ -70,5 +70,5 @@ def test_notebook_is_the_script_executed(script):
     ]
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any(output.output_type == "display_data" for output in outputs), "expected a picture"
-    assert not any(output.output_type == "error" for output in outputs)
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
