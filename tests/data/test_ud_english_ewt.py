@@ -9,7 +9,7 @@ from tests.data import miniature
 
 needs_files = pytest.mark.skipif("PYROHMM_DATA" not in os.environ, reason="PYROHMM_DATA names no data folder")
 
-# "nap" + ending: ten rare words in -ing, ten that share only the last letter, one of its own.
+# Ten rare words in -ing, and ten that share their last letter with these and nothing else.
 NAPS = [f"{letter}apping" for letter in "bcdfghjklm"] + [f"{letter}ax{letter}g" for letter in "bcdfghjklm"]
 TRAIN = [
     [("The", "DET"), ("cat", "NOUN"), ("naps", "VERB"), (".", "PUNCT")],
