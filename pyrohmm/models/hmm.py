@@ -282,9 +282,7 @@ class HMM(PyroModule):
             True
         """
         self._check(data)
-        for part in self.parts:
-            if names := [name for module in part.modules() for name in getattr(module, "_pyro_samples", ())]:
-                raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
+        self._refuse_priors()
         with own_parameters(self):
             return Potentials(
                 self._initial_logits(data) if "initial" in parts else None,
@@ -306,8 +304,7 @@ class HMM(PyroModule):
     def _observation_logits(self, data: Sequences, products: Any) -> Tensor:
         logits = None if products is None else self.emission.log_prob_of_products(products)
         if logits is None:
-            law = self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
-            logits = statewise.log_prob(law, data.x, data.observed).movedim(0, -1)
+            logits = statewise.log_prob(self._emission_law(data), data.x, data.observed).movedim(0, -1)
         else:
             logits = logits.unflatten(-2, data.x.shape[:2])
         # Of data in another dtype.
@@ -319,6 +316,36 @@ class HMM(PyroModule):
             label = data.labels.unsqueeze(-1)
             logits = logits.masked_fill((label >= 0) & (label != states), -torch.inf)
         return logits if data.allowed is None else logits.masked_fill(~data.allowed, -torch.inf)
+
+    def emission_law(self, data: Sequences) -> TorchDistributionMixin:
+        """The law of every observation in every state, given what came before it in its sequence.
+
+        Args:
+            data: N sequences; an emission of order > 0 reads their observations too.
+
+        Returns:
+            A distribution whose batch shape broadcasts to (K, N, T).
+
+        Raises:
+            ValueError: as for `potentials`.
+
+        Example:
+            >>> from pyrohmm.nn import PoissonEmission
+            >>> data = Sequences(torch.ones(5, 4, 1))
+            >>> HMM(PoissonEmission(2, 1, rate=[[2.0], [9.0]])).emission_law(data).mean.flatten().detach().round()
+            tensor([2., 9.])
+        """
+        self._check(data)
+        self._refuse_priors()
+        with own_parameters(self):
+            return self._emission_law(data)
+
+    def _emission_law(self, data: Sequences) -> TorchDistributionMixin:
+        return self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
+
+    def _refuse_priors(self) -> None:
+        if names := self._names_of_priors():
+            raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
 
     def _states(self) -> Tensor:
         """All states, to the left of sequences and steps, and of models side by side."""
