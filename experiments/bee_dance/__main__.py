@@ -14,7 +14,8 @@ def row(name: str, figures: dict[str, Any]) -> str:
     within = [figures[f"f1 within {tolerance}"] for tolerance in (5, 10)]
     cells = [f"{f1['mean']:.3f} ± {f1['std']:.3f}" for f1 in within]
     cells.append(", ".join(f"{value:.2f}" for value in within[1]["tracks"]))
-    return f"| {name} | {figures['bic']:.0f} | {' | '.join(cells)} |"
+    bic = f"{figures['bic']:.0f}" if "bic" in figures else ""
+    return f"| {name} | {bic} | {' | '.join(cells)} |"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -46,8 +46,8 @@ class PredictiveCheck:
     overall: float
 
     def __repr__(self) -> str:
-        ends = f"{self.p_value.min():.2g} to {self.p_value.max():.2g}"
-        return f"PredictiveCheck({self.name!r}, overall p = {self.overall:.2g}; {self.p_value.numel()} entries: p = {ends})"
+        entries = f"{self.p_value.numel()} entries: p = {self.p_value.min():.2g} to {self.p_value.max():.2g}"
+        return f"PredictiveCheck({self.name!r}, overall p = {self.overall:.2g}; {entries})"
 
     def plot(self, ax: Any = None, *, level: float = 0.9) -> Any:
         """The data's numbers over the range of the replicated ones; a histogram for a single number.

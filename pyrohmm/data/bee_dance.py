@@ -52,8 +52,8 @@ def load_bee_dance(*, dtype: torch.dtype | None = None) -> BeeDance:
     =====  =====  =============
 
     Each column of each track was scaled to [0, 1] in the files, so lengths along x and y differ, no unit is left, and
-    the third column has its 0 (straight on) somewhere near 0.5. It is the change of the heading, not the heading itself:
-    it stays around one value while the bee turns, and its neighbours are anti-correlated while the bee waggles.
+    the third column has its 0 (straight on) somewhere near 0.5. It is the change of the heading, not the heading: it
+    stays around one value while the bee turns, and goes to and fro from step to step while the bee waggles.
 
     The files come from PYROHMM_DATA (``beedance/beedance-1.mat`` and so on in the folder that this environment
     variable names), the cache or a download: see :func:`pyrohmm.data.cache.fetch`.

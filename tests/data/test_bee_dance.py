@@ -6,8 +6,8 @@ import pytest
 import scipy.io
 import torch
 
-from pyrohmm.data import load_bee_dance
 from pyrohmm.data import bee_dance as module
+from pyrohmm.data import load_bee_dance
 
 needs_files = pytest.mark.skipif("PYROHMM_DATA" not in os.environ, reason="PYROHMM_DATA names no data folder")
 
