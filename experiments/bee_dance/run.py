@@ -92,7 +92,7 @@ def run(
 
 
 def summary(by_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """BIC if it is known, and F1 of each track and over all tracks: means over seeds, standard deviation of the latter (0 for one)."""
+    """Means over seeds: BIC, if known, and F1 of each track and over all, the latter with its standard deviation."""
     result: dict[str, Any] = {}
     if "bic" in by_seed[0]:
         result["bic"] = statistics.fmean(figures["bic"] for figures in by_seed)
@@ -133,7 +133,7 @@ def baseline(kind: Any, dance: BeeDance, seeds: Sequence[int]) -> dict[str, Any]
 
 
 def check(track: Tensor, config: Config, seed: int = 0, num_simulations: int = 99) -> dict[str, list[float]]:
-    """p-values of the fit to one track: of one-step residuals, by feature, and of statistics of what the model makes."""
+    """p-values of the fit to one track: of one-step residuals by feature, and of statistics of simulated tracks."""
     data = features(track)
     model = fit(data, config, seed)
     residuals = pseudo_residuals(model, data, num_simulations=num_simulations, seed=seed, progress=False)
