@@ -5,6 +5,9 @@ torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSamp
 `inputs` and `previous` from the right: an enumerated state (K, 1, 1) against inputs (B, T, C) gives (K, B, T).
 """
 
+from pyrohmm.nn.combiner import Combiner as Combiner
+from pyrohmm.nn.dynamics import GatedTransition as GatedTransition
+from pyrohmm.nn.dynamics import GaussianTransition as GaussianTransition
 from pyrohmm.nn.emission.bernoulli import BernoulliEmission as BernoulliEmission
 from pyrohmm.nn.emission.bounded import BetaEmission as BetaEmission
 from pyrohmm.nn.emission.categorical import CategoricalEmission as CategoricalEmission
@@ -29,6 +32,7 @@ from pyrohmm.nn.emission.regression import LogisticRegressionEmission as Logisti
 from pyrohmm.nn.emission.regression import PoissonRegressionEmission as PoissonRegressionEmission
 from pyrohmm.nn.emission.student import StudentTEmission as StudentTEmission
 from pyrohmm.nn.emission.tied import TiedEmission as TiedEmission
+from pyrohmm.nn.emitter import Emitter as Emitter
 from pyrohmm.nn.encoder.chain import ChainEncoder as ChainEncoder
 from pyrohmm.nn.encoder.convolutional import ConvolutionalEncoder as ConvolutionalEncoder
 from pyrohmm.nn.encoder.encoder import Encoder as Encoder
@@ -46,5 +50,6 @@ from pyrohmm.nn.priors import NormalInverseWishart as NormalInverseWishart
 from pyrohmm.nn.regression import RegressionInitial as RegressionInitial
 from pyrohmm.nn.regression import RegressionTransition as RegressionTransition
 from pyrohmm.nn.stationary import StationaryInitial as StationaryInitial
+from pyrohmm.nn.switching import SwitchingDynamics as SwitchingDynamics
 from pyrohmm.nn.transition import NeuralTransition as NeuralTransition
 from pyrohmm.nn.transition import Transition as Transition

@@ -17,7 +17,6 @@ from pyrohmm import ops
 from pyrohmm.distributions import statewise
 from pyrohmm.program.loop import (
     LoopMessenger,
-    conditioned_value,
     enclosing_plates,
     enumerated_around,
     inside_plates,
@@ -87,10 +86,7 @@ class CollapsedLoop(LoopMessenger):
         refuse_intervention(self.name, name)
         msg["stop"] = msg["done"] = True
         if not msg["is_observed"]:
-            data = conditioned_value(name)
-            if data is not None:
-                axis = data.dim() + self.dim - len(fn.event_shape)
-                msg["value"], msg["is_observed"] = data[(slice(None),) * axis + (self.step,)], True
+            self.take_path(msg, name)
         event_dim = len(fn.event_shape)
         deterministic = msg["infer"].get("_deterministic")
         if deterministic and event_dim == msg["value"].dim():
@@ -331,7 +327,8 @@ class CollapsedLoop(LoopMessenger):
 def _mixed_message(loop: str, latent: str, observed: str) -> str:
     return (
         f"site {latent!r} in loop {loop!r} is neither observed nor enumerable, while site {observed!r} is observed: "
-        f"only discrete states can be summed out. Sample {latent!r} before the loop with its whole time axis, where a "
-        f"guide can propose it, and slice it in the body: pyro.sample({latent!r}, ..., obs=path[:, t]); or give it "
-        "data; or use vectorized=False and a guide for each step. With nothing observed at all the loop simulates"
+        f"only discrete states can be summed out. Let a guide sample {latent!r} as one site with the whole time axis, "
+        f"and run the program against it (any ELBO does, and pyrohmm.posterior(model, guide)); or sample {latent!r} "
+        f"before the loop and slice it in the body: pyro.sample({latent!r}, ..., obs=path[:, t]); or give it data. "
+        "With nothing observed at all the loop simulates"
     )

@@ -85,22 +85,28 @@ def posterior(model: Callable[..., Any], guide: Callable[..., Any] | None = None
 
     def conditioned(*args: Any, **kwargs: Any) -> Posterior:
         trace = trace_given(model, guide, *args, **kwargs)
-        chains, sites = {}, {}
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample":
-                continue
-            potentials = (node["infer"] or {}).get("pyrohmm_potentials")
-            if potentials is not None:
-                potentials = potentials.without_summed_plates()
-                chains[name] = MarkovChain.from_potentials(
-                    potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
-                )
-                sites[name] = potentials.sites
-        if not chains:
+        found = chains_in(trace)
+        if not found:
             raise ValueError("model: expected a pyrohmm.markov loop with an observed site, found none")
-        return Posterior(chains, sites)
+        return found
 
     return conditioned
+
+
+def chains_in(trace: poutine.Trace) -> Posterior:
+    """The law of the state paths of each collapsed loop in a program's trace."""
+    chains, sites = {}, {}
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample":
+            continue
+        potentials = (node["infer"] or {}).get("pyrohmm_potentials")
+        if potentials is not None:
+            potentials = potentials.without_summed_plates()
+            chains[name] = MarkovChain.from_potentials(
+                potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
+            )
+            sites[name] = potentials.sites
+    return Posterior(chains, sites)
 
 
 def trace_given(

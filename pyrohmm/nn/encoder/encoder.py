@@ -1,13 +1,15 @@
 """What all encoders have in common: missing entries, padding, and symbols as features."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, mlp
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Encoder(PyroModule):
@@ -144,7 +146,7 @@ class StepEncoder(Encoder):
         return self.net(channels)
 
 
-def built(make: Callable[[], nn.Module], generator: Generator | None) -> nn.Module:
+def built(make: Callable[[], M], generator: Generator | None) -> M:
     """A module that torch starts at random, from `generator` and with no effect on the global one if it is given."""
     if generator is None:
         return make()
