@@ -46,8 +46,6 @@ class DeepMarkovModel(SavableModel):
             h_{t-1}), "mean-field" (all, not h_{t-1}).
         hidden: size of the recurrent network, in each direction.
         dropout: of its features, in training mode.
-        weight_scale: standard deviation of a normal prior of all weight matrices, those of the guide too, around 0; the
-            factor "weights" of the program, in training mode only. None for no such factor.
         num_flows: inverse autoregressive flows that each vector of the guide's path passes through; 0 for none.
         generator: source of the random start; torch's global one if None.
 
@@ -78,7 +76,6 @@ class DeepMarkovModel(SavableModel):
         inference: str = "right-left",
         hidden: int = 100,
         dropout: float = 0.0,
-        weight_scale: float | None = None,
         num_flows: int = 0,
         generator: Generator | None = None,
     ):
@@ -89,9 +86,6 @@ class DeepMarkovModel(SavableModel):
             raise ValueError(f"inference: expected one of {tuple(_DIRECTIONS)}, got {inference!r}")
         if not isinstance(num_flows, int) or num_flows < 0:
             raise ValueError(f"num_flows: expected an int of at least 0, got {num_flows!r}")
-        if weight_scale is not None and weight_scale <= 0:
-            raise ValueError(f"weight_scale: expected a positive number or None, got {weight_scale}")
-        self.weight_scale = weight_scale
         self.emission = emission
         dim = self.emission.dim
         self.transition = GatedTransition(dim, 2 * dim, generator=generator) if transition is None else transition
@@ -118,9 +112,6 @@ class DeepMarkovModel(SavableModel):
             ValueError: x does not have the emission's event shape.
         """
         prior = self._prior(data)
-        if self.weight_scale is not None and self.training and data.x is not None:
-            squares = torch.stack([weight.square().sum() for weight in self.parameters() if weight.dim() > 1])
-            pyro.factor("weights", -0.5 * squares.sum() / self.weight_scale**2)
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-1):
             h = pyro.sample("h", prior)
             pyro.sample("x", self._observation(h, data), obs=data.x)
