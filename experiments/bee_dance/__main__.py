@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.bee_dance.config import CANDIDATES, TABLE, WEIGHTS, Config
 from experiments.bee_dance.picture import write_picture
-from experiments.bee_dance.run import HERE, at_random, baseline, check, evenly_spaced, run
+from experiments.bee_dance.run import at_random, baseline, check, evenly_spaced, run
 from pyrohmm.data import load_bee_dance
 
 
@@ -32,14 +32,12 @@ def main(argv: list[str] | None = None) -> None:
     if given.picture:
         write_picture(dance)
     elif given.check:
-        checked = [check(track, Config(), given.seeds[0]) for track in dance.tracks.to_list()]
-        for name in checked[0]:
-            cells = [", ".join(f"{p:.2f}" for p in found[name]) for found in checked]
-            print(f"| {name} | {' | '.join(cells)} |")
+        for number, track in enumerate(dance.tracks.to_list()):
+            for name, values in check(track, Config(), given.seeds[0]).items():
+                print(f"track {number}, {name}: p = {', '.join(f'{p:.3f}' for p in values)}", flush=True)
     elif given.select or given.weights:
         for config in CANDIDATES if given.select else WEIGHTS:
-            result = run(config, given.seeds[:1], dance=dance, results=HERE / "results" / "one_seed")
-            print(row(config.name, result["summary"]), flush=True)
+            print(row(config.name, run(config, given.seeds[:1], dance=dance, results=None)["summary"]), flush=True)
     else:
         for config in TABLE:
             print(row(config.name, run(config, given.seeds, dance=dance)["summary"]), flush=True)

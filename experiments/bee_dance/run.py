@@ -66,7 +66,7 @@ def run(
     seeds: Sequence[int] = range(5),
     *,
     dance: BeeDance | None = None,
-    results: Path = HERE / "results",
+    results: Path | None = HERE / "results",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Fit with each seed, and write the figures to `results` as JSON.
@@ -75,7 +75,7 @@ def run(
         config: the settings.
         seeds: of the starts.
         dance: the data; by default those of `load_bee_dance`.
-        results: folder for the JSON.
+        results: folder for the JSON; None to write none.
         progress: whether to show progress.
 
     Returns:
@@ -86,8 +86,9 @@ def run(
     dance = load_bee_dance() if dance is None else dance
     by_seed = [run_seed(dance, config, seed, progress=progress) for seed in seeds]
     result = {"config": asdict(config), "summary": summary(by_seed), "seeds": by_seed}
-    results.mkdir(parents=True, exist_ok=True)
-    (results / f"{config.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    if results is not None:
+        results.mkdir(parents=True, exist_ok=True)
+        (results / f"{config.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -132,7 +133,7 @@ def baseline(kind: Any, dance: BeeDance, seeds: Sequence[int]) -> dict[str, Any]
     return summary(by_seed)
 
 
-def check(track: Tensor, config: Config, seed: int = 0, num_simulations: int = 99) -> dict[str, list[float]]:
+def check(track: Tensor, config: Config, seed: int = 0, num_simulations: int = 39) -> dict[str, list[float]]:
     """p-values of the fit to one track: of one-step residuals by feature, and of statistics of simulated tracks."""
     data = features(track)
     model = fit(data, config, seed)
