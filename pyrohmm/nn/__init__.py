@@ -40,5 +40,6 @@ from pyrohmm.nn.priors import NormalInverseWishart as NormalInverseWishart
 from pyrohmm.nn.regression import RegressionInitial as RegressionInitial
 from pyrohmm.nn.regression import RegressionTransition as RegressionTransition
 from pyrohmm.nn.stationary import StationaryInitial as StationaryInitial
+from pyrohmm.nn.tied import TiedTransition as TiedTransition
 from pyrohmm.nn.transition import NeuralTransition as NeuralTransition
 from pyrohmm.nn.transition import Transition as Transition

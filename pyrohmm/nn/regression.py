@@ -103,9 +103,8 @@ class RegressionInitial(Part):
         >>> initial(torch.ones(1)).isfinite()
         tensor([False,  True,  True])
         """
-        permute(
-            self, as_permutation(permutation, self.num_states), ["logits", "weights", "mask", "prior", "prior_logits"]
-        )
+        names = ["logits", "weights", "mask", "prior", "prior_logits"]
+        permute(self, as_permutation(permutation, self.num_states), names)
 
     @property
     def num_free_parameters(self) -> int:

@@ -103,9 +103,8 @@ class BetaEmission(ConcentrationEmission):
                 first, second = ones - zeros - some.digamma() + others.digamma(), -curvature * some * rest
                 if self.prior_mean is None:
                     return first, second
-                more_ones, more_zeros = (
-                    (self.prior_mean.double() - 1) / (weight * concentration).unsqueeze(-1)
-                ).unbind(-1)
+                worth = (weight * concentration).unsqueeze(-1)
+                more_ones, more_zeros = ((self.prior_mean.double() - 1) / worth).unbind(-1)
                 first = first + more_ones / mean - more_zeros / rest
                 return first, second - more_ones * rest / mean - more_zeros * mean / rest
 

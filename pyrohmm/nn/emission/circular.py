@@ -89,11 +89,8 @@ class VonMisesEmission(ConcentrationEmission):
             if self.prior_loc is None:
                 return torch.atan2(sums["sin"], sums["cos"])
             loc, worth = self.prior_loc.double().unbind(-1)
-            sine, cosine = (
-                concentration * sums["sin"] + worth * loc.sin(),
-                concentration * sums["cos"] + worth * loc.cos(),
-            )
-            return torch.atan2(sine, cosine)
+            sine = concentration * sums["sin"] + worth * loc.sin()
+            return torch.atan2(sine, concentration * sums["cos"] + worth * loc.cos())
 
         def of_concentration(loc: Tensor) -> Slope:
             length = (sums["cos"] * loc.cos() + sums["sin"] * loc.sin()) / weight

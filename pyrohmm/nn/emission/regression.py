@@ -276,7 +276,8 @@ class LinearRegressionEmission(_LinearGaussian):
     """D real numbers whose means are linear in the inputs c: p(x | z = k, c) = Normal(x; W_k c + b_k, S_k).
 
     The M-step is weighted least squares, in closed form without a prior on weights or b; with one, these and the
-    covariances are improved in turn. Directions of the inputs in which the data do not vary leave the weights as they are.
+    covariances are improved in turn. Directions of the inputs in which the data do not vary leave the weights as they
+    are.
 
     Args:
         num_states: K.

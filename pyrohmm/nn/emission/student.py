@@ -35,7 +35,8 @@ class StudentTEmission(EntriesEmission):
             \left(1 + \frac{(x - \mathrm{loc})^2}{\nu\, \mathrm{scale}^2}\right)^{-(\nu + 1) / 2} .
 
     EM sees x as Gaussian of variance scale^2 / u with a hidden u of Gamma(nu / 2, nu / 2), and lets the mean of u be
-    free too (parameter expansion), which takes fewer steps, unless there is a `loc_prior`. Freeze `log_degrees` for degrees that are known.
+    free too (parameter expansion), which takes fewer steps, unless there is a `loc_prior`. Freeze `log_degrees` for
+    degrees that are known.
 
     Args:
         num_states: K.
