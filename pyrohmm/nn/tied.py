@@ -87,7 +87,8 @@ class TiedTransition(MatrixTransition):
         columns = (state - state.unsqueeze(-1)) % num_states if relative else state.repeat(num_states, 1)
         self.register_buffer("groups", groups)
         self.register_buffer("columns", columns)
-        if self.mask is not None and not torch.equal(self.mask, self._of_states(self._row_mask())):
+        rows = self._row_mask()
+        if rows is not None and not self._of_states(rows).equal(self.mask):
             raise ValueError(f"mask: expected the same for all states of a group, got {self.mask} and groups {groups}")
         shape = self.num_rows, num_states
         stay = torch.zeros(shape)
