@@ -4,10 +4,11 @@ PYTHON ?= python3
 # pytest's own arguments, e.g. make test PYTEST_ARGS="tests/ops -x"
 PYTEST_ARGS ?= -n auto --maxprocesses=4
 KIND ?= cpu
+TUTORIALS ?= $(wildcard tutorials/[0-9]*.py)
 INTEROP_ARGS ?= tests/interop tests/benchmarks/peers tests/benchmarks/test_em.py
 BIN := .venv/bin
 
-.PHONY: demo test lint bench interop clean
+.PHONY: demo test lint bench interop docs tutorials clean
 
 # The main job: train on English letters; figures and tables go to demo_results/.
 demo: .venv/installed-checks
@@ -32,6 +33,14 @@ bench: .venv-bench/installed
 interop: .venv-bench/installed
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m pytest $(INTEROP_ARGS)
 
+# The documentation, in docs/_build/html; a warning is an error.
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
+# Run the tutorials and write their notebooks; TUTORIALS=tutorials/01*.py for some.
+tutorials: .venv/installed-docs
+	cd tutorials && ../$(BIN)/jupytext --to ipynb --execute $(notdir $(TUTORIALS))
+
 # .venv with the project and the extra named after the dash; again when a file it depends on is newer than the stamp.
 # torch comes first, by its pinned version: whatever asked for it later might get another build.
 .venv/installed-%: pyproject.toml constraints.txt
@@ -51,5 +60,5 @@ interop: .venv-bench/installed
 
 # Everything made here but the environments.
 clean:
-	rm -rf build dist demo_results .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist demo_results docs/_build docs/_pages .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name '.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -2,9 +2,10 @@
 
 import argparse
 from dataclasses import fields
-from typing import get_args
+from typing import Any, get_args
 
 from experiments.polyphony.config import Config, config_for
+from experiments.polyphony.deep import DeepConfig
 from experiments.polyphony.run import run
 
 
@@ -15,21 +16,23 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         epilog="Settings that are not given suit the model: see config.py.",
     )
-    for field in fields(Config):
-        option = "--" + field.name.replace("_", "-")
-        choices = get_args(field.type) or None
-        parser.add_argument(option, type=type(field.default), choices=choices)
+    options: dict[str, Any] = {}
+    for field in (*fields(Config), *fields(DeepConfig)):
+        choices = (*options.get(field.name, (None, ()))[1], *get_args(field.type))
+        options[field.name] = type(field.default), choices
+    for name, (kind, choices) in options.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, choices=choices or None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     seeds = given.pop("seeds")
-    config = config_for(**given)
+    try:
+        config = DeepConfig(**given) if given.get("model") == "dmm" else config_for(**given)
+    except TypeError as error:
+        parser.error(f"a setting of another model: {error}")
 
     result = run(config, seeds)
-    test, test_seen = result["summary"]["test"], result["summary"]["test_seen_keys"]
-    print(
-        f"| {config.model} | {config.states} | {result['num_parameters']} "
-        f"| {test['mean']:.3f} ± {test['std']:.3f} | {test_seen['mean']:.3f} ± {test_seen['std']:.3f} |"
-    )
+    figures = [f"{figure['mean']:.3f} ± {figure['std']:.3f}" for figure in result["summary"].values()]
+    print(f"| {config.model} | {config.states} | {result['num_parameters']} | {' | '.join(figures)} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The settings of a run; `config_for` gives those of the committed table."""
+"""The settings of a run of hidden Markov models; `config_for` gives those of the committed table."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

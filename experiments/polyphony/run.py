@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from experiments.polyphony.config import Config
+from experiments.polyphony.deep import DeepConfig, run_deep
 from experiments.polyphony.model import build
 from pyrohmm import fit_svi
 from pyrohmm.data import Polyphony, Sequences, load_polyphony
@@ -83,7 +84,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def run(
-    config: Config,
+    config: Config | DeepConfig,
     seeds: Sequence[int] = (0, 1, 2),
     *,
     music: Polyphony | None = None,
@@ -115,7 +116,12 @@ def run(
     seen = seen_keys(music.train)
     result: dict[str, Any] = {}
     for seed in seeds:
-        model, figures = run_seed(music, config, seed, progress=progress)
+        if isinstance(config, DeepConfig):
+            checkpoint = runs / f"{name}-seed{seed}.ckpt"
+            model, figures = run_deep(music, config, seed, checkpoint=checkpoint, progress=progress)
+        else:
+            model, figures = run_seed(music, config, seed, progress=progress)
+        tests = [key for key in ("test", "test_seen_keys", "test_importance") if key in figures]
         torch.save(model.state_dict(), runs / f"{name}-seed{seed}.pt")
         by_seed = {**_former(results / f"{name}.json", config), seed: figures}
         result = {
@@ -124,16 +130,16 @@ def run(
             "num_keys": len(seen),
             "num_seen_keys": int(seen.sum()),
             "test_notes_on_unseen_keys": int(music.test.x[..., ~seen].sum()),
-            "summary": {key: summary([f[key] for f in by_seed.values()]) for key in ("test", "test_seen_keys")},
+            "summary": {key: summary([f[key] for f in by_seed.values()]) for key in tests},
             "seeds": [by_seed[number] for number in sorted(by_seed)],
         }
         (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         if progress:
-            print(f"{name} seed {seed}: test {figures['test']:.3f}, seen keys {figures['test_seen_keys']:.3f}")
+            print(f"{name} seed {seed}: " + ", ".join(f"{key} {figures[key]:.3f}" for key in tests))
     return result
 
 
-def _former(file: Path, config: Config) -> dict[int, dict[str, Any]]:
+def _former(file: Path, config: Config | DeepConfig) -> dict[int, dict[str, Any]]:
     """The figures in the file by seed, if they are of the same settings."""
     former = json.loads(file.read_text()) if file.exists() else None
     if former is None or former["config"] != asdict(config):

@@ -1,7 +1,7 @@
 """A distribution over the state paths of a (possibly conditioned) Markov chain."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from pyro.distributions import constraints
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from pyrohmm import ops
+from pyrohmm.distributions.padding import waits
 from pyrohmm.ops.chain import as_chain, finite, logsumexp, valid_steps
-from pyrohmm.ops.forward_backward.api import expected_potential
+from pyrohmm.ops.forward_backward.api import expected, expected_potential
 
 
 class _Paths(constraints.Constraint):
@@ -239,7 +240,8 @@ class MarkovChain(TorchDistribution):
         return self._log_normalizer(self.num_steps, self.lengths)
 
     def _log_normalizer(self, num_steps: int, lengths: Tensor | None) -> Tensor:
-        if self.observation_logits is None:
+        # Elsewhere than on the CPU to ask for rows that are no law is to wait, unless one waits anyway.
+        if self.observation_logits is None and (self._validate_args or not waits(self.initial_logits)):
             rows = (self.initial_logits, self.transition_logits)
             if not any((logits.amax(-1) == -torch.inf).any() for logits in rows):
                 return self.initial_logits.new_zeros(self.batch_shape)
@@ -282,6 +284,42 @@ class MarkovChain(TorchDistribution):
     def entropy(self) -> Tensor:
         """Entropy of the law of whole paths, (*batch_shape), nats."""
         return ops.entropy(*self.potentials, lengths=self.lengths)
+
+    def expectation(self, values: Tensor) -> Tensor:
+        r"""Expectation of a sum of functions of the state at each step, in closed form.
+
+        .. math:: E\Big[\sum_t f_t(z_t)\Big] = \sum_t \sum_k p(z_t = k)\, f_t(k)
+
+        Differentiable in the chain's potentials and in the values. A value of -inf at a state whose marginal is 0 adds
+        0, as in the limit; at any other it makes the expectation -inf.
+
+        Args:
+            values: f_t(k), (..., T, K); it broadcasts, so (K,) is the same function at each step. Entries past the
+                length are not read.
+
+        Returns:
+            (...), the batch shapes of the chain and of the values, broadcast.
+
+        Raises:
+            ValueError: a shape that does not fit, or (where validation is on) NaN or +inf within the length.
+
+        Example:
+            >>> chain = MarkovChain(torch.zeros(2), torch.zeros(2, 2), num_steps=3)
+            >>> chain.expectation(torch.tensor([0.0, 1.0]))  # how often state 1 is expected
+            tensor(1.5000)
+        """
+        steps = (self.num_steps, self.num_states)
+        if values.dim() == 0 or any(
+            n not in (1, m) for n, m in zip(values.shape[-2:][::-1], steps[::-1], strict=False)
+        ):
+            raise ValueError(f"values: expected shape (..., {steps[0]}, {steps[1]}), got {tuple(values.shape)}")
+        if self._validate_args:
+            bad = ~(values < torch.inf)
+            if self.lengths is not None:
+                bad = bad & valid_steps(self.lengths, self.num_steps).unsqueeze(-1)
+            if bad.any():
+                raise ValueError(f"values: expected no NaN and no +inf, got one at {tuple(bad.nonzero()[0].tolist())}")
+        return expected_values(self.marginals, values, self.lengths)
 
     def expand(self, batch_shape: Sequence[int], _instance: "MarkovChain | None" = None) -> "MarkovChain":
         """The same law with a larger batch shape (views, no copies)."""
@@ -363,11 +401,32 @@ class MarkovChain(TorchDistribution):
         return self.transition_logits.squeeze(-3).exp().expand(*self.batch_shape, -1, -1)
 
 
-@register_kl(MarkovChain, MarkovChain)
-def _kl_markov_chain(q: MarkovChain, p: MarkovChain) -> Tensor:
-    """KL(q || p) = E_q[log q - log p], exact, from q's marginals. Zero where q has no possible path.
+class Moments(NamedTuple):
+    """What is expected under a chain q, (*batch_shape) and (*batch_shape, T, K); see `moments`.
+
+    Attributes:
+        possible: whether q has any possible path.
+        log_q, log_p: expectations of log q(z) and log p(z); without meaning where none is possible.
+        states: the marginals of q.
+    """
+
+    possible: Tensor
+    log_q: Tensor
+    log_p: Tensor
+    states: Tensor
+
+
+def moments(q: MarkovChain, p: MarkovChain) -> Moments:
+    """Expectations under q, from one smoothing of it.
 
     A chain of open length (no num_steps, no lengths) is compared at the steps of the other.
+
+    Args:
+        q: the chain under which is expected.
+        p: a chain of the same states, steps and lengths.
+
+    Raises:
+        ValueError: they differ in these (in lengths, on a GPU only where validation is on).
     """
     told = [chain for chain in (q, p) if chain._num_steps is not None or chain.lengths is not None]
     sizes = {(chain.num_states, chain.num_steps) for chain in told or [q]}
@@ -379,7 +438,8 @@ def _kl_markov_chain(q: MarkovChain, p: MarkovChain) -> Tensor:
     ((_, num_steps),) = sizes
     every = torch.full((), num_steps, device=q.initial_logits.device)
     lengths = [every if chain.lengths is None else chain.lengths for chain in told]
-    if (lengths[0] != lengths[-1]).any():
+    ask = q._validate_args or p._validate_args or not waits(every)
+    if ask and (lengths[0] != lengths[-1]).any():
         raise ValueError("kl_divergence: expected chains of the same lengths")
     q_chain, p_chain = (as_chain(*chain._potentials(num_steps), lengths=lengths[0]) for chain in (q, p))
     each = q_chain.transition.shape[-3] > 1 or p_chain.transition.shape[-3] > 1
@@ -388,8 +448,26 @@ def _kl_markov_chain(q: MarkovChain, p: MarkovChain) -> Tensor:
         transitions = transitions.unsqueeze(-3)
     q_energy, p_energy = (expected_potential(chain, states, transitions) for chain in (q_chain, p_chain))
     # Where p has no possible path its energy is -inf already.
-    divergence = (q_energy - finite(log_z)) - (p_energy - finite(p._log_normalizer(num_steps, lengths[0])))
-    return torch.where(log_z > -torch.inf, divergence, 0.0)
+    log_p = p_energy - finite(p._log_normalizer(num_steps, lengths[0]))
+    return Moments(log_z > -torch.inf, q_energy - finite(log_z), log_p, states)
+
+
+@register_kl(MarkovChain, MarkovChain)
+def _kl_markov_chain(q: MarkovChain, p: MarkovChain) -> Tensor:
+    """KL(q || p) = E_q[log q - log p], exact, from q's marginals. Zero where q has no possible path."""
+    found = moments(q, p)
+    return torch.where(found.possible, found.log_q - found.log_p, 0.0)
+
+
+def expected_values(marginals: Tensor, values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Sum over steps and states of marginals (..., T, K) times values that broadcast to them, (...).
+
+    Values past the lengths are not read.
+    """
+    if lengths is not None:
+        values = torch.where(valid_steps(lengths, marginals.shape[-2]).unsqueeze(-1), values, 0.0)
+    marginals, values = torch.broadcast_tensors(marginals, values)
+    return expected(marginals, values, 2).to(torch.promote_types(marginals.dtype, values.dtype))
 
 
 def normalize(logits: Tensor) -> Tensor:

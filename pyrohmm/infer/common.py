@@ -37,6 +37,35 @@ def check_positive(**numbers: float | None) -> None:
             raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
 
 
+def check_seed(seed: Any) -> None:
+    """A TypeError unless it is an int."""
+    if not isinstance(seed, int):
+        raise TypeError(f"seed: expected an int, got {type(seed).__name__}")
+
+
+def as_programs(model: Any, guide: Callable[..., Any] | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The model and the guide that a user means: by default the model's own guide, or an empty one.
+
+    Args:
+        model: a Pyro program, or an object with `.model` and maybe `.guide`.
+        guide: a Pyro program.
+
+    Raises:
+        TypeError: one of them is no program.
+    """
+    program = model if callable(model) else getattr(model, "model", None)
+    if not callable(program):
+        raise TypeError(f"model: expected a Pyro program or an object with .model, got {type(model).__name__}")
+    guide = getattr(model, "guide", _empty_guide) if guide is None else guide
+    if not callable(guide):
+        raise TypeError(f"guide: expected a Pyro program, got {type(guide).__name__}")
+    return program, guide
+
+
+def _empty_guide(*args: Any) -> None:
+    pass
+
+
 def check_tolerance(tolerance: float) -> None:
     """A ValueError unless it is a finite number of at least 0."""
     if not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):

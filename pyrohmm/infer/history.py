@@ -13,6 +13,9 @@ class History:
     Attributes:
         loss: one number for each step, nats per observed time step; the estimate from that step's minibatch.
         learning_rate: the one of each step.
+        gradient_norm: the Euclidean norm of the whole gradient of the loss at each step, before it is clipped; NaN for
+            steps of a checkpoint that does not tell. None for EM.
+        kl_weight: the weight of the KL term in each step's loss, 1 without annealing. None for EM.
         evaluated: the steps after which the held-out data were evaluated.
         validation: the loss of the held-out data there, nats per observed time step.
         stop_reason: "finished" (all steps done), "converged" (no step made the loss smaller by the tolerance),
@@ -28,6 +31,8 @@ class History:
 
     loss: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
+    gradient_norm: list[float] = field(default_factory=list)
+    kl_weight: list[float] = field(default_factory=list)
     evaluated: list[int] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     stop_reason: StopReason = "finished"

@@ -4,22 +4,33 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceTailAdaptive_ELBO
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyrohmm.data import Sequences
+from pyrohmm.infer.annealing import Annealing, Weight, weight_at
 from pyrohmm.infer.checkpoint import load_checkpoint, save_checkpoint
-from pyrohmm.infer.common import check_counts, check_modes, check_positive, check_sequences, mode, modules
+from pyrohmm.infer.common import (
+    as_programs,
+    check_counts,
+    check_modes,
+    check_positive,
+    check_seed,
+    check_sequences,
+    mode,
+    modules,
+)
+from pyrohmm.infer.diagnosis import find_not_finite
 from pyrohmm.infer.elbo import UnreadELBO
 from pyrohmm.infer.history import History
 from pyrohmm.infer.minibatches import Minibatches
@@ -27,6 +38,8 @@ from pyrohmm.infer.optimizer import ClippedAdam, Schedule, Step
 from pyrohmm.infer.parameters import Parameters
 from pyrohmm.models import HMM, BayesianHMM
 from pyrohmm.models.isolation import own_parameters, random_state, seeded, set_random_state
+
+_LINEAR = Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
 Program = Callable[[Sequences], Any]
 
@@ -45,6 +58,9 @@ def fit_svi(
     evaluate_every: int = 50,
     patience: int | None = None,
     num_particles: int = 1,
+    vectorize_particles: bool = False,
+    annealing: Weight | None = None,
+    annealed: Collection[str] | None = None,
     loss: ELBO | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -55,6 +71,8 @@ def fit_svi(
 
     For a model whose only latent sites are the states of `pyrohmm.markov` loops this is maximum likelihood, by exact
     gradients. The loss is the negative ELBO for each observed time step, in nats; a minibatch gives an estimate of it.
+    Over the minibatches of an epoch, in the mean weighted by their sizes, the gradient is that of all data: what is in
+    the plate of the sequences counts for those that are not in the minibatch too, what is outside of it once.
 
     Parameters of modules are changed in place. They are neither looked up nor left in Pyro's parameter store, so that
     models do not get in each other's way; what plain functions declare by `pyro.param` is there as usual. Parameters
@@ -83,7 +101,17 @@ def fit_svi(
         evaluate_every: steps between evaluations; there is one after the last step too.
         patience: stop after so many evaluations that were not better than the best one.
         num_particles: draws from the guide for each estimate, with the default loss.
-        loss: an ELBO of Pyro, e.g. `TraceEnum_ELBO()`. Default: that of `Trace_ELBO`.
+        vectorize_particles: whether they are drawn side by side, in a plate left of all others. The programs must then
+            broadcast over it, as those do whose latent sites are inside of the plate of the sequences.
+        annealing: of the KL term: the number of steps in which its weight grows from nothing to 1 along a line, or a
+            function of the step (from 1) that returns a weight in [0, 1]. It is for the latent sites of the guide, in
+            guide and model; observations and the factors of `pyrohmm.markov` loops count in full. The held-out data
+            are evaluated with weight 1.
+        annealed: the names of the sites it is for. Default: all latent sites of the guide.
+        loss: an ELBO of Pyro, e.g. `TraceEnum_ELBO()`. Default: that of `Trace_ELBO`. With
+            `RenyiELBO(alpha=0, num_particles=S)` it is the importance-weighted bound of S particles: of each sequence
+            if all sites are in its plate, and else (global latent sites, or the factor of priors) one of all sequences
+            in a minibatch.
         seed: of the minibatches and of all draws. The same seed gives the same numbers.
         checkpoint: a file. If it exists, the fit goes on from there, to the same numbers as if it had not stopped.
             It is written every so often and at the end. `steps` may be raised to go on with a finished fit.
@@ -97,7 +125,14 @@ def fit_svi(
         TypeError, ValueError: an argument is of the wrong kind or out of range, nothing is observed or trainable, or
             the checkpoint does not belong to this fit.
         FloatingPointError: the loss or its gradient is not finite. The parameters are those before that step, also
-            where the loss is looked at some steps later.
+            where the loss is looked at some steps later. The step is run once more, to name the sites of the programs,
+            and the sequences, where it breaks. What Pyro's validation refuses is a ValueError, with these names in its
+            notes.
+
+    Reference:
+        Kingma and Welling (2014), "Auto-encoding variational Bayes"; for annealing Bowman et al. (2016), "Generating
+        sentences from a continuous space"; for the importance-weighted bound Burda, Grosse, Salakhutdinov (2016),
+        "Importance weighted autoencoders".
 
     Example:
         >>> from pyrohmm.models import HMM
@@ -124,25 +159,27 @@ def fit_svi(
     check_positive(learning_rate=learning_rate, clip_norm=clip_norm)
     if loss is not None and not isinstance(loss, ELBO):
         raise TypeError(f"loss: expected a pyro.infer.ELBO, got {type(loss).__name__}")
-    if loss is not None and num_particles != 1:
-        raise ValueError(f"num_particles: expected 1 since the given loss has its own, got {num_particles}")
-    if not isinstance(seed, int):
-        raise TypeError(f"seed: expected an int, got {type(seed).__name__}")
+    particles = (("num_particles", num_particles, 1), ("vectorize_particles", vectorize_particles, False))
+    for name, value, default in particles:
+        if loss is not None and value != default:
+            raise ValueError(f"{name}: expected {default} since the given loss has its own, got {value}")
+    if not callable(annealing):
+        check_counts(annealing=annealing)
+    if annealed is not None and (annealing is None or isinstance(annealed, str)):
+        raise ValueError(
+            f"annealed: expected names of sites{'' if annealing else ', with annealing='}, got {annealed!r}"
+        )
+    check_seed(seed)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and not path.absolute().parent.is_dir():
         raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
-    program = model if callable(model) else getattr(model, "model", None)
-    if not callable(program):
-        raise TypeError(f"model: expected a Pyro program or an object with .model, got {type(model).__name__}")
-    guide = getattr(model, "guide", _empty_guide) if guide is None else guide
-    if not callable(guide):
-        raise TypeError(f"guide: expected a Pyro program, got {type(guide).__name__}")
+    program, guide = as_programs(model, guide)
 
     roots = modules(program, guide)
     for root in roots:
         if isinstance(root, HMM) and not isinstance(root, BayesianHMM):
             check_modes(root)
-    elbo = UnreadELBO(num_particles=num_particles) if loss is None else loss
+    elbo = loss or UnreadELBO(num_particles=num_particles, vectorize_particles=vectorize_particles)
     settings = {
         "seed": seed,
         "batch_size": batch_size,
@@ -151,6 +188,9 @@ def fit_svi(
         "clip_norm": clip_norm,
         "loss": type(elbo).__name__,
         "num_particles": num_particles,
+        "vectorize_particles": vectorize_particles or None,  # None as checkpoints have it that do not know of it
+        "annealing": "a function" if callable(annealing) else annealing,
+        "annealed": None if annealed is None else sorted(annealed),
         "num_sequences": len(data),
         "num_observed": data.num_observed,
     }
@@ -158,7 +198,9 @@ def fit_svi(
         ClippedAdam, learning_rate=learning_rate, schedule=schedule, steps=steps, clip_norm=clip_norm
     )
     with own_parameters(*roots), mode(roots, training=True):
-        fit = _Fit(program, guide, roots, data, validation, optimizer, elbo, batch_size, seed)
+        kl = None if annealing is None else Annealing(program, guide, annealed)
+        kl_weight = functools.partial(weight_at, annealing=annealing)
+        fit = _Fit((program, guide), kl, kl_weight, roots, data, validation, optimizer, elbo, batch_size, seed)
         with seeded(seed, data.x.device), fit.own_gradients():
             if path is not None and path.exists():
                 fit.load(load_checkpoint(path, settings))
@@ -194,6 +236,14 @@ def fit_svi(
     return history
 
 
+class _Begun(NamedTuple):
+    """A step that nobody looked at yet: the weight of its KL, and the place that it began from."""
+
+    step: Step
+    kl_weight: float
+    place: dict[str, Any]
+
+
 class _Fit:
     """A fit: what it changes and remembers, and how it makes a step.
 
@@ -202,8 +252,9 @@ class _Fit:
 
     def __init__(
         self,
-        program: Program,
-        guide: Program,
+        programs: tuple[Program, Program],
+        annealing: Annealing | None,
+        kl_weight: Callable[[int], float],
         modules: Sequence[nn.Module],
         data: Sequences,
         validation: Sequences | None,
@@ -212,7 +263,8 @@ class _Fit:
         batch_size: int | None,
         seed: int,
     ):
-        self.programs = program, guide
+        self.programs = programs
+        self.annealing, self.kl_weight = annealing, kl_weight
         self.modules, self.validation, self.seed = modules, validation, seed
         self.elbo: Any = elbo  # its type does not tell of the methods that all its kinds have
         self.device = data.x.device
@@ -220,12 +272,16 @@ class _Fit:
         self.batches = Minibatches(data, batch_size, seed)
         self.history = History()
         self.best: dict[str, Any] | None = None
-        self._unread: list[Step] = []
+        self._unread: list[_Begun] = []
         self._first_step = 0
         # The last place between two steps, where a fit can be taken up again: it must not change with a broken step.
         self._place: tuple[int, dict[str, Any]] | None = None
-        scale = len(data) / (data.num_total * data.num_observed)
-        self._scaled = [poutine.scale(fn, scale) for fn in self.programs]
+        self._trained = programs if annealing is None else annealing.programs
+        # What makes the sum over a whole set the loss for each observed step of these data.
+        self._scale = len(data) / (data.num_total * data.num_observed)
+        # Into the programs with it, if the loss is linear in their log-probabilities.
+        linear = isinstance(elbo, _LINEAR) and not isinstance(elbo, TraceTailAdaptive_ELBO)
+        self._scaled = [poutine.scale(fn, self._scale) for fn in self._trained] if linear else []
         self._found: dict[str, Tensor] = {}
         self._frozen = {p for module in modules for p in module.parameters() if not p.requires_grad}
 
@@ -234,8 +290,10 @@ class _Fit:
                 # Of another one, Pyro's store would hold and train a copy.
                 parameter.data = parameter.data.contiguous()
         # One run first, for what only a run makes or finds out: parameters of guides, the plates that a loss asks for.
-        with self._evaluating(), poutine.trace(param_only=True) as capture:
-            self.elbo.loss(*self.programs, data[:batch_size].trim())
+        first = data[:batch_size].trim()
+        noting = self._noting("the first run", self._evaluating(), first)
+        with self._evaluating(), noting, poutine.trace(param_only=True) as capture:
+            self.elbo.loss(*self._trained, first)
         trained = self._trainable(capture.trace)
         if not trained:
             raise ValueError("model: expected at least one trainable parameter, got none")
@@ -259,12 +317,22 @@ class _Fit:
 
     def step(self) -> None:
         """Make a step on the next minibatch."""
-        batch = next(self.batches)
-        with poutine.trace(param_only=True) as capture:
-            loss = self.elbo.loss_and_grads(*self._scaled, batch)
+        place = self._here() if self._place is None else self._place[1]
+        batch, kl_weight = next(self.batches), self.kl_weight(self.num_steps + 1)
+        if self.annealing is not None:
+            self.annealing.weight = kl_weight
+        noting = self._noting(f"step {self.num_steps + 1}", self._at(place, kl_weight), batch)
+        with noting, poutine.trace(param_only=True) as capture:
+            loss = self.elbo.loss_and_grads(*(self._scaled or _share(self._trained, batch)), batch)
         if late := self._trainable(capture.trace):
             self.adam.add(late)
-        self._unread.append(self.adam.step(loss))
+        if not self._scaled:
+            scale = self._scale * batch.num_total / len(batch)
+            loss = scale * loss
+            for parameter in self._found.values():
+                if parameter.grad is not None:
+                    parameter.grad *= scale
+        self._unread.append(_Begun(self.adam.step(loss), kl_weight, place))
         self._place = self.num_steps, self._here()
         if len(self._unread) >= self.read_every:
             self.read()
@@ -277,20 +345,58 @@ class _Fit:
         """
         if not self._unread:
             return
-        steps, self._unread = self._unread, []
-        numbers = iter(torch.cat([step.numbers for step in steps]).tolist())
-        for step in steps:
+        unread, self._unread = self._unread, []
+        numbers = iter(torch.cat([begun.step.numbers for begun in unread]).tolist())
+        for step, kl_weight, place in unread:
             loss, *norms = islice(numbers, 1 + len(step.names))
             bad = [name for name, norm in zip(step.names, norms, strict=True) if not math.isfinite(norm)]
             if bad or not math.isfinite(loss):
                 what = f"the gradient is not finite, in {bad}" if math.isfinite(loss) else f"the loss is {loss}"
+                # After a step that broke the parameters stay as they were: it can be run again some steps later too.
+                with self._at(place, kl_weight):
+                    found = self._where(next(self.batches))
                 raise FloatingPointError(
-                    f"step {self.history.num_steps + 1}: {what}. The parameters are those before this step. Try a "
-                    "smaller learning_rate or clip_norm; scale the data; check that no sequence is impossible under "
-                    "the model (a mask of states or edges, labels, values outside of the emission's support)"
+                    f"step {self.history.num_steps + 1}: {what}{found and ': '}{found}. The parameters are those "
+                    "before this step. Try a smaller learning_rate or clip_norm; scale the data; check that no "
+                    "sequence is impossible under the model (a mask of states or edges, labels, values outside of the "
+                    "emission's support)"
                 )
             self.history.learning_rate.append(step.learning_rate)
+            self.history.gradient_norm.append(math.hypot(*norms))
+            self.history.kl_weight.append(kl_weight)
             self.history.loss.append(loss)
+
+    def _where(self, batch: Sequences) -> str:
+        """What is not finite in the programs, found by running them once more."""
+        (model, guide), num_particles = self._trained, self.elbo.num_particles
+        if self.elbo.vectorize_particles and num_particles > 1:
+            model, guide = (self.elbo._vectorized_num_particles(fn) for fn in self._trained)
+            num_particles = 1
+        return "; ".join(find_not_finite(model, guide, batch, num_particles))
+
+    @contextmanager
+    def _noting(self, run: str, again: AbstractContextManager[Any], batch: Sequences) -> Iterator[None]:
+        """Inside, a program's error is given a note of what is not finite; `again` goes back to where it began."""
+        try:
+            yield
+        except (ValueError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            with again:
+                found = self._where(batch)
+            if found:
+                error.add_note(f"{run}: {found}")
+            raise
+
+    @contextmanager
+    def _at(self, place: dict[str, Any], kl_weight: float) -> Iterator[None]:
+        """Inside, it is as it was when a step began, but for the parameters."""
+        now = self._here()
+        self._go_to(place)
+        if self.annealing is not None:
+            self.annealing.weight = kl_weight
+        try:
+            yield
+        finally:
+            self._go_to(now)
 
     def evaluate(self) -> None:
         """Evaluate the held-out data, once after a step, and keep the parameters if they are the best so far."""
@@ -300,9 +406,8 @@ class _Fit:
         self.read()
         with self._evaluating():
             batches = data.batches(self.batches.batch_size or len(data))
-            # The loss of a minibatch is an estimate for the whole set that it is from.
-            total = sum(len(batch) * self.elbo.loss(*self.programs, batch) for batch in batches)
-        loss = total / (data.num_total * data.num_observed)
+            total = sum(self.elbo.loss(*_share(self.programs, batch), batch) for batch in batches)
+        loss = total / data.num_observed
         if loss < (math.inf if history.best_validation is None else history.best_validation):
             self.best = self.parameters.state()
         history.evaluated.append(history.num_steps)
@@ -352,14 +457,21 @@ class _Fit:
         self.adam.load(state["optimizer"])
         self.history = History(**state["history"])
         self._first_step = self.history.num_steps
-        self.batches.load(state["batches"])
-        set_random_state(self.device, state["random"])
+        for name, unknown in (("gradient_norm", math.nan), ("kl_weight", 1.0)):
+            values = getattr(self.history, name)
+            values += [unknown] * (self.history.num_steps - len(values))
+        self._go_to(state)
+
+    def _go_to(self, place: dict[str, Any]) -> None:
+        self.batches.load(place["batches"])
+        set_random_state(self.device, place["random"])
+
+
+def _share(programs: Sequence[Program], batch: Sequences) -> list[Program]:
+    """The programs so that a minibatch stands for itself, not for the whole set that it is from."""
+    return [poutine.scale(fn, len(batch) / batch.num_total) for fn in programs]
 
 
 def _read_every(device: torch.device) -> int:
     # Elsewhere than on the CPU, to read is to wait for the device.
     return 1 if device.type == "cpu" else 20
-
-
-def _empty_guide(data: Sequences) -> None:
-    pass

@@ -1,10 +1,7 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -13,40 +10,22 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
-from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
 from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain, statewise
 from pyrohmm.distributions.padding import waits
-from pyrohmm.models import saving
 from pyrohmm.models.alignment import match_states, overlap
+from pyrohmm.models.blank import Blank
 from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
+from pyrohmm.models.saving import SavableModel
 from pyrohmm.nn import Initial, Part, Transition
 from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import trace_given
-
-_FORMAT = "pyrohmm model, version 1"
-
-
-@dataclass(frozen=True)
-class Blank:
-    """What a program needs of `Sequences` that are yet to be simulated: all but the observations."""
-
-    num_total: int
-    num_steps: int
-    index: Tensor
-    lengths: Tensor | None
-    inputs: Tensor | None
-    x: None = None
-    mask: None = None
-    entries: None = None
-    labels: None = None
-    allowed: None = None
 
 
 class Potentials(NamedTuple):
@@ -57,7 +36,7 @@ class Potentials(NamedTuple):
     observation: Any
 
 
-class HMM(PyroModule):
+class HMM(SavableModel):
     r"""A hidden Markov model of many sequences, with the states summed out exactly.
 
     .. math::
@@ -143,9 +122,10 @@ class HMM(PyroModule):
         self._check(data)
         self._sample_priors(data)
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
+            inputs_at = self._inputs(data)
             state = None
             for t in markov("time", data.num_steps, dim=-1, lengths=data.lengths, vectorized=vectorized):
-                inputs = None if data.inputs is None else data.inputs[:, t]
+                inputs = inputs_at(t)
                 # No variable for the logits: the loop would take what it holds for a dependence on older states.
                 state = pyro.sample("z", self._next_state(state, inputs))
                 if self.use_labels and data.labels is not None:
@@ -281,9 +261,7 @@ class HMM(PyroModule):
             True
         """
         self._check(data)
-        for part in self.parts:
-            if names := [name for module in part.modules() for name in getattr(module, "_pyro_samples", ())]:
-                raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
+        self._refuse_priors()
         with own_parameters(self):
             return Potentials(
                 self._initial_logits(data) if "initial" in parts else None,
@@ -305,8 +283,7 @@ class HMM(PyroModule):
     def _observation_logits(self, data: Sequences, products: Any) -> Tensor:
         logits = None if products is None else self.emission.log_prob_of_products(products)
         if logits is None:
-            law = self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
-            logits = statewise.log_prob(law, data.x, data.observed).movedim(0, -1)
+            logits = statewise.log_prob(self._emission_law(data), data.x, data.observed).movedim(0, -1)
         else:
             logits = logits.unflatten(-2, data.x.shape[:2])
         # Of data in another dtype.
@@ -318,6 +295,36 @@ class HMM(PyroModule):
             label = data.labels.unsqueeze(-1)
             logits = logits.masked_fill((label >= 0) & (label != states), -torch.inf)
         return logits if data.allowed is None else logits.masked_fill(~data.allowed, -torch.inf)
+
+    def emission_law(self, data: Sequences) -> TorchDistributionMixin:
+        """The law of every observation in every state, given what came before it in its sequence.
+
+        Args:
+            data: N sequences; an emission of order > 0 reads their observations too.
+
+        Returns:
+            A distribution whose batch shape broadcasts to (K, N, T).
+
+        Raises:
+            ValueError: as for `potentials`.
+
+        Example:
+            >>> from pyrohmm.nn import PoissonEmission
+            >>> data = Sequences(torch.ones(5, 4, 1))
+            >>> HMM(PoissonEmission(2, 1, rate=[[2.0], [9.0]])).emission_law(data).mean.flatten().detach().round()
+            tensor([2., 9.])
+        """
+        self._check(data)
+        self._refuse_priors()
+        with own_parameters(self):
+            return self._emission_law(data)
+
+    def _emission_law(self, data: Sequences) -> TorchDistributionMixin:
+        return self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
+
+    def _refuse_priors(self) -> None:
+        if names := self._names_of_priors():
+            raise ValueError(f"model: expected parameters without PyroSample priors, got {names}")
 
     def _states(self) -> Tensor:
         """All states, to the left of sequences and steps, and of models side by side."""
@@ -345,45 +352,6 @@ class HMM(PyroModule):
         """
         with self._with_guide(guide) as guide:
             return posterior(self.model, guide)(data)["time"]
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters and buffers to a file, with the version of the library.
-
-        It holds tensors only: `load` them into a model built in the same way. `state_dict` works as in any module.
-
-        Args:
-            path: the file; its folder must exist.
-
-        Example:
-            >>> import tempfile
-            >>> from pyrohmm.nn import BernoulliEmission
-            >>> model, other = HMM(BernoulliEmission(2, 3)), HMM(BernoulliEmission(2, 3))
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     model.save(f"{folder}/model.pt")
-            ...     other.load(f"{folder}/model.pt")
-            >>> data = Sequences(torch.ones(2, 4, 3))
-            >>> torch.equal(model.log_prob(data), other.log_prob(data))
-            True
-        """
-        saving.save(Path(path), _FORMAT, {"state": self.state_dict()})
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over the parameters and buffers that `save` wrote, on the model's own device.
-
-        Args:
-            path: the file.
-
-        Raises:
-            ValueError: it is no such file, or that of a model built in another way.
-        """
-        content = saving.load("path", Path(path), _FORMAT)
-        try:
-            self.load_state_dict(content["state"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"path: expected the parameters of a model like this one, got those that version {content['pyrohmm']} "
-                f"of pyrohmm wrote to {path} (this is {saving.library_version()}): {error}"
-            ) from error
 
     def simulate(
         self,
@@ -418,22 +386,13 @@ class HMM(PyroModule):
             >>> HMM(PoissonEmission(2, 3)).simulate(5, 4, lengths=torch.tensor([4, 4, 1, 2, 3]), seed=0)
             Sequences(5 sequences of 1 to 4 steps, event_shape=(3,), float32, labels)
         """
-        for name, size in (("num_sequences", num_sequences), ("num_steps", num_steps)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: expected an int of at least 1, got {size!r}")
-        if lengths is not None and lengths.shape != (num_sequences,):
-            raise ValueError(f"lengths: expected shape ({num_sequences},), got {tuple(lengths.shape)}")
-        if inputs is not None and (inputs.dim() != 3 or inputs.shape[:2] != (num_sequences, num_steps)):
-            raise ValueError(f"inputs: expected shape ({num_sequences}, {num_steps}, C), got {tuple(inputs.shape)}")
         device = next(self.parameters(), torch.empty(())).device
-        lengths = None if lengths is None else lengths.to(device)
-        inputs = None if inputs is None else inputs.to(device)
-        blank = Blank(num_sequences, num_steps, torch.arange(num_sequences, device=device), lengths, inputs)
+        blank = Blank.of(num_sequences, num_steps, lengths, inputs, device)
         random = nullcontext() if seed is None else seeded(seed, device)
         with torch.no_grad(), random, self._with_guide(guide) as guide:
             drawn = poutine.trace(guide).get_trace(blank)
             sites: Any = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(blank).nodes
-        return Sequences(sites["x"]["value"], lengths, inputs=inputs, labels=sites["z"]["value"])
+        return Sequences(sites["x"]["value"], blank.lengths, inputs=blank.inputs, labels=sites["z"]["value"])
 
     def filter_state(self, batch_shape: int | Sequence[int] = (), *, lag: int = 0) -> FilterState:
         """A filter for a stream of observations, before the first of them.
@@ -520,6 +479,10 @@ class HMM(PyroModule):
         guide = self.guide if guide is None else guide
         with own_parameters(self, *([guide] if isinstance(guide, nn.Module) else [])):
             yield guide
+
+    def _inputs(self, data: Sequences | Blank) -> Callable[[slice], Tensor | None]:
+        """What the parts read at some steps, as a function of them; called once, in the plate of the sequences."""
+        return lambda t: None if data.inputs is None else data.inputs[:, t]
 
     def _next_state(self, state: Tensor | None, inputs: Tensor | None) -> dist.Categorical:
         return dist.Categorical(logits=self.initial(inputs) if state is None else self.transition(state, inputs))

@@ -30,11 +30,11 @@ def own_parameters(*modules: nn.Module) -> Iterator[None]:
         []
     """
     store = pyro.get_param_store()
-    before = store.get_state()
     hidden, constraints = {}, {}
-    for name in list(store):
+    for name, parameter in list(store.named_parameters()):
         if any(_names(module, name) for module in modules):
-            hidden[name], constraints[name] = before["params"][name], before["constraints"][name]
+            # Not from get_state(): whoever runs a program still needs what that takes away from each parameter.
+            hidden[name], constraints[name] = parameter, store._constraints[name]
             del store[name]
     trained = {parameter: parameter.requires_grad for module in modules for parameter in module.parameters()}
     try:

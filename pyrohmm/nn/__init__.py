@@ -1,10 +1,13 @@
-"""Parts of a hidden Markov model as modules: initial and transition logits, emission distributions.
+"""Parts of a hidden Markov model as modules: initial and transition logits, emissions, encoders for guides.
 
 Every part is a `pyro.nn.PyroModule`. Its parameters are real-valued and live in the module, so it trains with any
 torch optimiser and any of its parameters can be replaced by a `pyro.nn.PyroSample` prior. `state` broadcasts against
 `inputs` and `previous` from the right: an enumerated state (K, 1, 1) against inputs (B, T, C) gives (K, B, T).
 """
 
+from pyrohmm.nn.combiner import Combiner as Combiner
+from pyrohmm.nn.dynamics import GatedTransition as GatedTransition
+from pyrohmm.nn.dynamics import GaussianTransition as GaussianTransition
 from pyrohmm.nn.emission.bernoulli import BernoulliEmission as BernoulliEmission
 from pyrohmm.nn.emission.bounded import BetaEmission as BetaEmission
 from pyrohmm.nn.emission.categorical import CategoricalEmission as CategoricalEmission
@@ -29,6 +32,14 @@ from pyrohmm.nn.emission.regression import LogisticRegressionEmission as Logisti
 from pyrohmm.nn.emission.regression import PoissonRegressionEmission as PoissonRegressionEmission
 from pyrohmm.nn.emission.student import StudentTEmission as StudentTEmission
 from pyrohmm.nn.emission.tied import TiedEmission as TiedEmission
+from pyrohmm.nn.emitter import Emitter as Emitter
+from pyrohmm.nn.encoder.chain import ChainEncoder as ChainEncoder
+from pyrohmm.nn.encoder.convolutional import ConvolutionalEncoder as ConvolutionalEncoder
+from pyrohmm.nn.encoder.encoder import Encoder as Encoder
+from pyrohmm.nn.encoder.encoder import StepEncoder as StepEncoder
+from pyrohmm.nn.encoder.pooled import PooledEncoder as PooledEncoder
+from pyrohmm.nn.encoder.recurrent import RecurrentEncoder as RecurrentEncoder
+from pyrohmm.nn.encoder.transformer import TransformerEncoder as TransformerEncoder
 from pyrohmm.nn.initial import Initial as Initial
 from pyrohmm.nn.masks import banded as banded
 from pyrohmm.nn.masks import left_to_right as left_to_right
@@ -40,6 +51,7 @@ from pyrohmm.nn.priors import NormalInverseWishart as NormalInverseWishart
 from pyrohmm.nn.regression import RegressionInitial as RegressionInitial
 from pyrohmm.nn.regression import RegressionTransition as RegressionTransition
 from pyrohmm.nn.stationary import StationaryInitial as StationaryInitial
+from pyrohmm.nn.switching import SwitchingDynamics as SwitchingDynamics
 from pyrohmm.nn.tied import TiedTransition as TiedTransition
 from pyrohmm.nn.transition import NeuralTransition as NeuralTransition
 from pyrohmm.nn.transition import Transition as Transition

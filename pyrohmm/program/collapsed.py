@@ -17,7 +17,6 @@ from pyrohmm import ops
 from pyrohmm.distributions import statewise
 from pyrohmm.program.loop import (
     LoopMessenger,
-    conditioned_value,
     enclosing_plates,
     enumerated_around,
     inside_plates,
@@ -87,10 +86,7 @@ class CollapsedLoop(LoopMessenger):
         refuse_intervention(self.name, name)
         msg["stop"] = msg["done"] = True
         if not msg["is_observed"]:
-            data = conditioned_value(name)
-            if data is not None:
-                axis = data.dim() + self.dim - len(fn.event_shape)
-                msg["value"], msg["is_observed"] = data[(slice(None),) * axis + (self.step,)], True
+            self.take_path(msg, name)
         event_dim = len(fn.event_shape)
         deterministic = msg["infer"].get("_deterministic")
         if deterministic and event_dim == msg["value"].dim():
@@ -208,9 +204,14 @@ class CollapsedLoop(LoopMessenger):
     def leave_factor(self) -> None:
         """Put log p(observations | everything else) into the program, as a site named like the loop."""
         potentials = self.potentials()
-        log_z = ops.log_partition(
-            potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
-        )
+        try:
+            log_z = ops.log_partition(
+                potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
+            )
+        except ValueError as error:
+            if bad := self._sites_not_finite():
+                raise ValueError(f"loop {self.name!r}: site(s) {bad} broke: {error}") from error
+            raise
         # Compiled kernels do not hand on what Pyro knows of a tensor's dependencies.
         known = get_provenance((potentials.initial, potentials.transition, potentials.observation))
         log_factor = potentials.restore_time(track_provenance(log_z, known)) * potentials.scale
@@ -221,6 +222,11 @@ class CollapsedLoop(LoopMessenger):
             with inside_plates(self._shapes[self.sites[0].name][0]):
                 pyro.sample(self.name, unit, obs=unit.sample(), infer={"pyrohmm_potentials": potentials})  # type: ignore[typeddict-unknown-key]
             self._declare_dims(potentials.chains)
+
+    def _sites_not_finite(self) -> list[str]:
+        """The sites of the body whose log-probability is somewhere NaN or +inf."""
+        terms = [term for terms in self.terms for term in terms]
+        return list(dict.fromkeys(term.site for term in terms if not (term.log_prob < torch.inf).all()))
 
     def _check_enumerated_around(self, log_factor: Tensor, chains: frozenset[int]) -> None:
         """The factor, summed over all else, must not depend on values that differ within a plate it is not in."""
@@ -321,7 +327,8 @@ class CollapsedLoop(LoopMessenger):
 def _mixed_message(loop: str, latent: str, observed: str) -> str:
     return (
         f"site {latent!r} in loop {loop!r} is neither observed nor enumerable, while site {observed!r} is observed: "
-        f"only discrete states can be summed out. Sample {latent!r} before the loop with its whole time axis, where a "
-        f"guide can propose it, and slice it in the body: pyro.sample({latent!r}, ..., obs=path[:, t]); or give it "
-        "data; or use vectorized=False and a guide for each step. With nothing observed at all the loop simulates"
+        f"only discrete states can be summed out. Let a guide sample {latent!r} as one site with the whole time axis, "
+        f"and run the program against it (any ELBO does, and pyrohmm.posterior(model, guide)); or sample {latent!r} "
+        f"before the loop and slice it in the body: pyro.sample({latent!r}, ..., obs=path[:, t]); or give it data. "
+        "With nothing observed at all the loop simulates"
     )

@@ -4,17 +4,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import pyro
+import torch
+from pyro.distributions.distribution import Distribution
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.do_messenger import DoMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame, IndepMessenger
 from pyro.poutine.mask_messenger import MaskMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, am_i_wrapped
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyrohmm.distributions.padding import fill_unread
 from pyrohmm.ops.chain import check_lengths as check_range
 from pyrohmm.ops.chain import valid_steps
 
@@ -30,6 +35,9 @@ class LoopMessenger(Messenger):
         self.lengths = lengths
         self.step = slice(0, 1)
         self.simulated: dict[str, list[Tensor]] = {}
+        # Sites whose whole path is known before the loop runs: the path, and where its time is, counted from the right.
+        self.paths: dict[str, tuple[Tensor, int]] = {}
+        self._proposed: dict[str, tuple[Tensor, tuple[CondIndepStackFrame, ...]]] = {}
         self._subsamples: dict[str, Any] = {}
 
     def read_mask(self, mask: Any) -> Tensor | None:
@@ -48,6 +56,49 @@ class LoopMessenger(Messenger):
         if msg["name"] in self._subsamples:
             msg["value"], msg["done"], msg["stop"] = self._subsamples[msg["name"]], True, True
         return True
+
+    def take_path(self, msg: Any, name: str) -> None:
+        """Give an unobserved site its values at the present steps, if data or a guide have them for all of time.
+
+        Data are those of an enclosing `pyro.condition`; a guide is one that the program is replayed against, which has
+        sampled a site of this name.
+
+        Args:
+            msg: the site's message, changed in place; it is then an observed one.
+            name: the site's name in the body.
+
+        Raises:
+            ValueError: what the guide has sampled has another number of steps.
+        """
+        fn, read = msg["fn"], None
+        event_dim = len(getattr(fn, "event_shape", ()))
+        path = conditioned_value(name)
+        if path is None:
+            found = proposed_path(name, event_dim, self.dim)
+            if found is None:
+                return
+            path, value = found
+            if path.dim() + self.dim < event_dim or path.shape[self.dim - event_dim] != self.num_steps:
+                raise ValueError(
+                    f"site {name!r} in loop {self.name!r}: expected a guide that samples all {self.num_steps} steps, "
+                    f"with the shape of data, got {tuple(value.shape)}"
+                )
+            self._proposed[name] = value, msg["cond_indep_stack"]
+            read = self.read_mask(None)
+        self.paths[name] = path, self.dim - event_dim
+        here = path[(slice(None),) * (path.dim() + self.dim - event_dim) + (self.step,)]
+        # What follows in the body is computed from it, at all steps.
+        msg["value"], msg["is_observed"] = here if read is None else fill_unread(here, read, fn), True
+
+    def leave_proposed(self) -> None:
+        """Put the paths that a guide proposed into the program: their densities are in the loop's own sites."""
+        if not am_i_wrapped():
+            return
+        for name, (value, frames) in self._proposed.items():
+            with inside_plates(frames):
+                sizes = enclosing_plates()
+                batch = [sizes.get(dim, 1) for dim in range(min([0, *sizes]), 0)]
+                pyro.sample(name, Proposed(value, torch.Size(batch)))  # type: ignore[arg-type]
 
     def remember(self, site: str, value: Tensor) -> None:
         """Keep the value of a site at the present step, for `previous` and for the sequences of a simulation."""
@@ -86,6 +137,54 @@ def conditioned_value(name: str) -> Tensor | None:
         if isinstance(handler, ConditionMessenger) and name in handler.data:
             data: Any = handler.data
             return data.nodes[name]["value"] if isinstance(data, Trace) else data[name]
+    return None
+
+
+class Proposed(Distribution):
+    """The law of a path that a guide has sampled: of log-probability zero, since its density is that of a loop.
+
+    It tells no event dimensions, which Pyro would compare with those of the guide's law: a guide may have time among
+    its event dimensions, or in a plate.
+    """
+
+    def __init__(self, value: Tensor, batch_shape: torch.Size):
+        self.value = value
+        self.batch_shape = batch_shape
+
+    def sample(self) -> Tensor:
+        """The path."""
+        return self.value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Zero for each entry of the plates around the loop."""
+        return torch.zeros((), dtype=self.value.dtype, device=value.device).expand(self.batch_shape)
+
+
+def proposed_path(name: str, event_dim: int, dim: int) -> tuple[Tensor, Tensor] | None:
+    """What the guide that a program is replayed against has sampled for a site of a loop's body.
+
+    Args:
+        name: of the site, without a step.
+        event_dim: of the site in the body.
+        dim: the loop's dimension of time.
+
+    Returns:
+        The value with time at `dim`, as data have it, and as the guide has it; None if there is none, and in a loop
+        within another one.
+    """
+    if sum(isinstance(handler, LoopMessenger) for handler in _PYRO_STACK) > 1:
+        return None
+    for handler in reversed(_PYRO_STACK):
+        nodes = handler.trace.nodes if isinstance(handler, ReplayMessenger) and handler.trace is not None else {}
+        if name not in nodes or nodes[name]["type"] != "sample" or nodes[name]["is_observed"]:
+            continue
+        site: Any = nodes[name]
+        value = site["value"]
+        batch_dim = value.dim() - event_dim - 1
+        # Time as an event dimension, and a batch dimension of size one where data have it.
+        if site["fn"].event_dim == event_dim + 1 and batch_dim >= -dim and value.shape[batch_dim + dim] == 1:
+            return value.transpose(batch_dim + dim, batch_dim).squeeze(batch_dim), value
+        return value, value
     return None
 
 

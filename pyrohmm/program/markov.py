@@ -31,6 +31,12 @@ def markov(
     observed, the loop simulates instead, step by step; the simulated sequences are then deterministic sites of the
     program, with the names in the body and the full time axis (states -1 and other sites 0 past the length).
 
+    A continuous latent path h, with the states summed out given it (a switching state space model), is a site of the
+    body too, if a guide samples all of it, as one site of the same name: with the shape of data, such as (N, T, D), or
+    with time as the first of its event dimensions, (N, 1, T, D). When the program is replayed against that guide, as
+    every ELBO does, the loop takes its values as it takes data, and log p(h | z) is in the loop's factor; the site in
+    the model's trace has log-probability zero. `previous("h", None, t)` is the path one step ago.
+
     State sites need no `infer={"enumerate": "parallel"}`. As in Pyro's own enumeration, a mask (`poutine.mask`)
     applies to observed sites only, and a scale must be common to the sites of the loop. `pyro.condition` on a site of
     the body takes data with the full time axis. Do not leave the loop by `break`: the factor comes at its end. What
@@ -49,9 +55,10 @@ def markov(
         Slices of the time axis: `x[:, t]` keeps the axis, of size 1 or T-1.
 
     Raises:
-        ValueError: lengths that do not fit; an unobserved site that cannot be enumerated; a branch on a state's
-            value; a state used two steps later; different state sites or numbers of states at the first and later
-            steps; data at later steps only. Each message says what to do instead.
+        ValueError: lengths that do not fit; an unobserved site, beside data, that cannot be enumerated and that no
+            guide has sampled; a branch on a state's value; a state used two steps later; different state sites or
+            numbers of states at the first and later steps; data at later steps only. Each message says what to do
+            instead.
         NotImplementedError: the program is being traced by `torch.jit`, in the vectorised form.
 
     Reference:
@@ -118,6 +125,7 @@ def _collapsed(name: str, num_steps: int, dim: int, lengths: Tensor | None) -> I
         loop.leave_simulated()
     else:
         loop.leave_factor()
+        loop.leave_proposed()
 
 
 def _sequential(name: str, num_steps: int, dim: int, lengths: Tensor | None) -> Iterator[slice]:
@@ -127,26 +135,29 @@ def _sequential(name: str, num_steps: int, dim: int, lengths: Tensor | None) -> 
             loop.begin(t)
             with loop:
                 yield loop.step
+    loop.leave_proposed()
 
 
 def previous(
     site: str, value: Tensor | None, t: slice, *, axis: int = 1, lag: int = 1, initial: float | Tensor = 0.0
 ) -> Tensor:
-    """The value of an observed site some steps ago, in the body of a `markov` loop.
+    """The value of a site, observed or proposed by a guide, some steps ago, in the body of a `markov` loop.
 
     Works in both forms of the loop and while it simulates, where the values are those simulated so far.
 
     Args:
-        site: name of the observed site.
-        value: its data with the full time axis, e.g. (B, T, D); None where the loop simulates.
+        site: name of the site.
+        value: its data with the full time axis, e.g. (B, T, D); None where the loop simulates, and where the data are
+            those of a guide or of `pyro.condition`, which the loop knows.
         t: the loop variable.
         axis: the axis of `value` that t slices, of size num_steps: 1 for `x[:, t]`.
         lag: how many steps ago, at least 1.
         initial: the value before the first step; a number, or a tensor that broadcasts against one step.
 
     Returns:
-        What `value[:, t]` would be `lag` steps earlier; entries past a sequence's length are `initial`. A missing
-        observation in between is returned as it stands in `value`: fill NaN first.
+        What `value[:, t]` would be `lag` steps earlier; entries past a sequence's length are `initial`. Without a value
+        it is `initial` itself, of its own shape, before there has been any. A missing observation in between is
+        returned as it stands in `value`: fill NaN first.
 
     Raises:
         ValueError: lag < 1, or `value` has not num_steps entries at `axis`.
@@ -168,6 +179,8 @@ def previous(
     if lag < 1:
         raise ValueError(f"lag: expected at least 1, got {lag}")
     loop = running_loop()
+    if value is None and site in loop.paths:
+        value, axis = loop.paths[site]
     if value is None:
         drawn = loop.simulated.get(site, [])
         if t.start >= lag:

@@ -85,22 +85,28 @@ def posterior(model: Callable[..., Any], guide: Callable[..., Any] | None = None
 
     def conditioned(*args: Any, **kwargs: Any) -> Posterior:
         trace = trace_given(model, guide, *args, **kwargs)
-        chains, sites = {}, {}
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample":
-                continue
-            potentials = (node["infer"] or {}).get("pyrohmm_potentials")
-            if potentials is not None:
-                potentials = potentials.without_summed_plates()
-                chains[name] = MarkovChain.from_potentials(
-                    potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
-                )
-                sites[name] = potentials.sites
-        if not chains:
+        found = chains_in(trace)
+        if not found:
             raise ValueError("model: expected a pyrohmm.markov loop with an observed site, found none")
-        return Posterior(chains, sites)
+        return found
 
     return conditioned
+
+
+def chains_in(trace: poutine.Trace) -> Posterior:
+    """The law of the state paths of each collapsed loop in a program's trace."""
+    chains, sites = {}, {}
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample":
+            continue
+        potentials = (node["infer"] or {}).get("pyrohmm_potentials")
+        if potentials is not None:
+            potentials = potentials.without_summed_plates()
+            chains[name] = MarkovChain.from_potentials(
+                potentials.initial, potentials.transition, potentials.observation, lengths=potentials.lengths
+            )
+            sites[name] = potentials.sites
+    return Posterior(chains, sites)
 
 
 def trace_given(
@@ -111,15 +117,23 @@ def trace_given(
     Raises:
         ValueError: a latent site that is neither in the guide nor conditioned.
     """
-    program, proposed = model, set()
+    program, guide_trace = model, poutine.Trace()
     if guide is not None:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        proposed = set(guide_trace.nodes)
         program = poutine.replay(model, trace=guide_trace)
     trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+    check_proposed(trace, guide_trace)
+    return trace
+
+
+def check_proposed(trace: poutine.Trace, proposed: poutine.Trace) -> None:
+    """Raise unless every latent site of the model's trace is in the guide's.
+
+    Raises:
+        ValueError: there is one that is not.
+    """
     for name, node in trace.nodes.items():
         if node["type"] == "sample" and not node["is_observed"] and name not in proposed:
             raise ValueError(
                 f"latent site {name!r} is not fixed: pass a guide that proposes it, or pyro.condition the model"
             )
-    return trace

@@ -23,7 +23,9 @@ class SequentialLoop(LoopMessenger):
         # The innermost loop names a site once for all loops around it: handlers between them must see one name.
         if not msg["infer"].get("_pyrohmm_named"):
             loops = [loop for loop in _PYRO_STACK if isinstance(loop, SequentialLoop)]
-            msg["infer"]["_pyrohmm_named"] = msg["name"]
+            name = msg["infer"]["_pyrohmm_named"] = msg["name"]
+            if not msg["is_observed"] and len(loops) == 1:
+                self.take_path(msg, name)
             msg["name"] += "".join(f"_{loop.step.start}" for loop in loops)
         read = self.read_mask(msg["mask"])
         if read is not None:

@@ -671,3 +671,66 @@ def test_continuous_guides_say_that_it_is_discrete():
     model, _, _ = two_sided_program()
     with pytest.raises(ValueError, match="cannot handle discrete sample site 'z'"):
         AutoNormal(model)()
+
+
+# Expectations of functions of the state
+
+
+@examples
+@given(raw=chains(max_steps=4))
+def test_expectation(raw):
+    chain, law = build(raw), as_law(raw)
+    num_steps, num_states = raw.observation_logits.shape[-2:]
+    values = torch.randn(*chain.batch_shape, num_steps, num_states, dtype=torch.float64)
+    expected = []
+    for n, (paths, log_prob) in enumerate(path_laws(law)):
+        scores = values.reshape(-1, num_steps, num_states)[n][torch.arange(paths.shape[-1]), paths].sum(-1)
+        expected.append((log_prob.exp() * scores).sum())
+    if raw.lengths is not None:
+        values[torch.arange(num_steps) >= raw.lengths.unsqueeze(-1)] = math.nan
+    assert_close(chain.expectation(values).flatten(), torch.stack(expected))
+
+
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+@pytest.mark.parametrize("impossible", [0.0, 0.2])
+def test_gradients_of_expectation(transitions, impossible):
+    raw = some_chain(transitions=transitions, impossible=impossible).requires_grad()
+    chain, law = build(raw), as_law(raw)
+    values = torch.randn(4, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    full = values.clone().requires_grad_()
+    values[torch.arange(4) >= raw.lengths.unsqueeze(-1)] = math.nan
+    values.requires_grad_()
+    expected = torch.stack(
+        [
+            (log_prob.exp() * full[n][torch.arange(paths.shape[-1]), paths].sum(-1))[log_prob > -math.inf].sum()
+            for n, (paths, log_prob) in enumerate(path_laws(law))
+        ]
+    )
+    actual = chain.expectation(values)
+    assert_close(actual, expected)
+    assert_close(gradients(weighted_sum(actual), raw), gradients(weighted_sum(expected), raw))
+    of_values = torch.autograd.grad(weighted_sum(actual), values)[0]
+    assert_close(of_values, torch.autograd.grad(weighted_sum(expected), full, materialize_grads=True)[0])
+
+
+def test_expectation_of_impossible_values():
+    unary = torch.tensor([[0.0, -math.inf], [0.3, 0.1]], requires_grad=True)
+    chain = MarkovChain(torch.zeros(2), torch.zeros(2, 2), unary)
+    values = torch.tensor([[2.0, -math.inf], [1.0, 1.0]], requires_grad=True)
+    result = chain.expectation(values)
+    assert_close(result, torch.tensor(3.0))
+    for gradient in torch.autograd.grad(result, (unary, values)):
+        assert gradient.isfinite().all()
+    assert chain.expectation(torch.tensor([[-math.inf, 0.0], [1.0, 1.0]])) == -math.inf
+
+
+def test_expectation_broadcasts_and_says_what_does_not_fit():
+    chain = build(some_chain((4,), lengths=None))
+    values = torch.randn(5, 1, 4, 3, dtype=torch.float64)
+    assert chain.expectation(values).shape == (5, 4)
+    assert_close(chain.expectation(torch.ones(3)), torch.full((4,), 4.0, dtype=torch.float64))
+    assert chain.expectation(torch.ones(3)).dtype == torch.float64
+    with pytest.raises(ValueError, match=r"values: expected shape \(..., 4, 3\), got \(3, 3\)"):
+        chain.expectation(torch.ones(3, 3))
+    with pytest.raises(ValueError, match=r"values: expected no NaN and no \+inf, got one at \(1, 2\)"):
+        chain.expectation(torch.ones(4, 3).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(math.nan)))

@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from experiments.polyphony import __main__ as command
+from experiments.polyphony import deep
 from experiments.polyphony.config import Config, config_for
+from experiments.polyphony.deep import DeepConfig, SimilarLengths, bound_per_step, build_deep, run_deep
 from experiments.polyphony.model import build
 from experiments.polyphony.run import nats_per_step, run, run_seed, seen_keys
+from pyrohmm import fit_svi
 from pyrohmm.data import Polyphony, Sequences
 
 NUM_KEYS = 6
@@ -108,6 +111,58 @@ def test_run_writes_figures_and_models(music, tmp_path):
     assert nats_per_step(model, music.test) == pytest.approx(tests[1], rel=1e-5)
 
 
+DEEP = DeepConfig(
+    states=2, epochs=3, every=1, batch_size=4, emission=3, transition=3, recurrent=3, annealing=1, particles=5
+)
+
+
+def test_deep_markov_model_is_trained_in_pieces_and_goes_on(music, tmp_path, monkeypatch):
+    def broken_off(*args, steps, **kwargs):
+        if steps == 9:
+            raise KeyboardInterrupt
+        return fit_svi(*args, steps=steps, **kwargs)
+
+    def numbers(figures):
+        rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in figures["curve"]]
+        return rows, [figures[name] for name in ("test", "test_importance", "validation", "train", "best_epoch")]
+
+    model, figures = run_deep(music, DEEP, 0, checkpoint=tmp_path / "a.ckpt", progress=False)
+    assert not model.training
+    assert [row["epoch"] for row in figures["curve"]] == [1, 2, 3]
+    assert figures["train"] < bound_per_step(build_deep(music.train, DEEP, 0).eval(), music.train)
+    assert figures["test"] == pytest.approx(bound_per_step(model, music.test))
+    assert 0 < figures["test_importance"] < figures["test"]
+    best = min(figures["curve"], key=lambda row: row["validation"])
+    assert figures["best_epoch"] == best["epoch"]
+
+    # Broken off after a piece, and when all is done.
+    monkeypatch.setattr(deep, "fit_svi", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        run_deep(music, DEEP, 0, checkpoint=tmp_path / "b.ckpt", progress=False)
+    monkeypatch.undo()
+    for checkpoint in ("b.ckpt", "a.ckpt"):
+        _, resumed = run_deep(music, DEEP, 0, checkpoint=tmp_path / checkpoint, progress=False)
+        assert numbers(resumed) == numbers(figures)
+
+
+def test_similar_lengths(music):
+    data = SimilarLengths(music.train.x, music.train.lengths)
+    batches = list(data.batches(4, shuffle=True, generator=torch.Generator().manual_seed(0)))
+    assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == list(range(12))
+    assert all(batch.num_total == 12 for batch in batches)
+    plain = list(music.train.batches(4, shuffle=True, generator=torch.Generator().manual_seed(0)))
+    assert sum(batch.num_steps for batch in batches) < sum(batch.num_steps for batch in plain)
+    assert [len(batch) for batch in data.batches(5)] == [5, 5, 2]
+
+
+def test_run_writes_deep_figures(music, tmp_path):
+    config = replace(DEEP, epochs=1)
+    result = run(config, [0], music=music, results=tmp_path / "results", runs=tmp_path / "runs", progress=False)
+    assert json.loads((tmp_path / "results" / "jsb-dmm-2.json").read_text()) == result
+    assert result["summary"].keys() == {"test", "test_importance"}
+    assert result["seeds"][0]["curve"][0]["test_of_best"] > 0
+
+
 def test_command_line_overrides_the_defaults(monkeypatch, capsys):
     calls = []
 
@@ -123,5 +178,8 @@ def test_command_line_overrides_the_defaults(monkeypatch, capsys):
     assert calls[0][0].states == 8
     assert calls[1][0] == Config()
     assert "| nnhmm | 8 | 7 | 1.000 ± 0.500 | 1.000 ± 0.500 |" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        command.main(["--model", "rnn"])
+    command.main(["--model", "dmm", "--states", "8", "--inference", "both"])
+    assert calls[2][0] == DeepConfig(states=8, inference="both")
+    for wrong in (["--model", "rnn"], ["--model", "dmm", "--hidden", "3"]):
+        with pytest.raises(SystemExit):
+            command.main(wrong)

@@ -451,7 +451,7 @@ def test_errors():
         fit(frozen, data)
     uncertain = gaussian_model()
     uncertain.emission.loc = PyroSample(dist.Normal(0.0, 1.0).expand([2, 1]).to_event(2))
-    with pytest.raises(ValueError, match="expected parameters without PyroSample priors, got .'loc'"):
+    with pytest.raises(ValueError, match="expected parameters without PyroSample priors, got .'emission.loc'"):
         fit(uncertain, data)
     network, some = make_model("inputs")
     with pytest.raises(ValueError, match="initialization: expected None since NeuralEmission has no closed M-step"):

@@ -16,9 +16,12 @@ from torch import Tensor
 import pyrohmm
 from pyrohmm import nn
 from pyrohmm.data import Sequences
-from pyrohmm.infer import fit_svi, svi
+from pyrohmm.infer import fit_svi, importance_log_prob, svi
+from pyrohmm.infer.minibatches import Minibatches
 from pyrohmm.infer.optimizer import ClippedAdam
 from pyrohmm.models import HMM, NeuralHMM
+from tests.infer import programs
+from tests.infer.programs import latent_guide, latent_model, level_guide, level_model
 from tests.models.cases import make as make_case
 
 fit = functools.partial(fit_svi, progress=False)
@@ -135,6 +138,113 @@ def test_other_losses():
     actual = fit(sequential, data, steps=4, loss=TraceEnum_ELBO()).loss
     assert actual == pytest.approx(expected, rel=1e-5)
     assert fit(make_model(), data, steps=4, loss=RenyiELBO(num_particles=2)).loss == pytest.approx(expected, rel=1e-5)
+
+
+@contextmanager
+def watch_gradients(found: list[dict[str, Tensor]], draws_of_a_step: int | None = None) -> Iterator[None]:
+    """Notes the gradient of each step, before it is clipped; if asked for, each step has the same random numbers."""
+    real_step = ClippedAdam.step
+
+    def step(self: ClippedAdam, loss: Any) -> Any:
+        found.append({name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None})
+        done = real_step(self, loss)
+        if draws_of_a_step is not None:
+            torch.default_generator.manual_seed(draws_of_a_step)
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClippedAdam, "step", step)
+        yield
+
+
+def bayesian() -> tuple[HMM, PyroModule]:
+    """A prior on transitions, sampled by a guide, and one on emissions, a factor."""
+    generator = torch.Generator().manual_seed(0)
+    emission = nn.BernoulliEmission(2, 3, prior=dist.Beta(torch.tensor(2.0), 3.0), generator=generator)
+    model = HMM(emission, generator=generator)
+    model.transition.logits = PyroSample(dist.Normal(0.0, 1.0).expand([2, 2]).to_event(2))
+    return model, AutoNormal(model)
+
+
+def with_fixed_noise() -> tuple[Any, Any]:
+    """A latent variable of each sequence, one of all, and a factor; the same noise for each in every minibatch."""
+    noise = torch.randn(20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    pyro.clear_param_store()
+    return latent_model, functools.partial(latent_guide, noise=noise)
+
+
+@pytest.mark.parametrize(
+    ("make", "data"), [(bayesian, make_data(9)), (with_fixed_noise, programs.make_data(9))], ids=["global", "local"]
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_gradients_of_minibatches_average_to_that_of_all_data(make, data, batch_size):
+    """In the mean weighted by their sizes: 9 sequences in 4s are two minibatches of 4 and one of 1."""
+    found: list[dict[str, Tensor]] = []
+    with watch_gradients(found, draws_of_a_step=0):
+        model, guide = make()
+        fit(model, data, guide, steps=1)
+        num = math.ceil(9 / batch_size)
+        model, guide = make()
+        history = fit(model, data, guide, steps=num, batch_size=batch_size, learning_rate=1e-12)
+    whole, *parts = found
+    assert len(parts) == num
+    sizes = [min(batch_size, 9 - begun) for begun in range(0, 9, batch_size)]
+    for name, expected in whole.items():
+        mean = sum(size / 9 * part[name] for size, part in zip(sizes, parts, strict=True))
+        torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
+    assert any(not torch.allclose(parts[0][name], expected, rtol=0.1) for name, expected in whole.items())
+    norms = [math.sqrt(sum(gradient.square().sum().item() for gradient in part.values())) for part in parts]
+    assert history.gradient_norm == pytest.approx(norms, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_importance_weighted_bound(batch_size, vectorize):
+    """log of the mean of the weights of each sequence, from the definition."""
+    data, num = programs.make_data(), 3
+    found: list[dict[str, Tensor]] = []
+    loss = RenyiELBO(alpha=0, num_particles=num, vectorize_particles=vectorize)
+    options = {"validation": data, "evaluate_every": 1, "batch_size": batch_size, "learning_rate": 1e-12, "seed": 3}
+    with watch_gradients(found):
+        history = fit(level_model, data, level_guide, steps=1, loss=loss, **options)
+
+    def bound(batch: Sequences) -> Tensor:
+        if vectorize:
+            noise = torch.randn(num, len(batch), 1, dtype=torch.float64)
+        else:
+            noise = torch.stack([torch.randn(len(batch), 1, dtype=torch.float64) for _ in range(num)])
+        q = dist.Normal(names["weight"] * batch.x.sum(1) / batch.lengths, names["scale"])
+        weights = []
+        for level in q.loc + q.scale * noise.squeeze(-1):
+            prior = dist.Normal(torch.zeros_like(level), 1.0).log_prob(level)
+            weights.append(programs.log_likelihood(batch, names["loc"], level) + prior - q.log_prob(level))
+        return (torch.stack(weights).logsumexp(0) - math.log(num)).sum()
+
+    names = {name: value.detach().requires_grad_() for name, value in pyro.get_param_store().items()}
+    batch = next(Minibatches(data, batch_size, 3))
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        expected = -bound(batch) / len(batch) * len(data) / data.num_observed
+        torch.manual_seed(3)
+        held_out = -sum(bound(some).item() for some in data.batches(batch_size or 6)) / data.num_observed
+    expected.backward()
+    assert history.loss == [pytest.approx(expected.item(), rel=1e-7)]
+    assert history.validation == [pytest.approx(held_out, rel=1e-7)]
+    for name, value in names.items():
+        factor = value.detach() if name == "scale" else 1.0
+        torch.testing.assert_close(found[0][name], value.grad * factor)
+
+
+def test_importance_weighted_bound_is_nearly_the_likelihood():
+    data, particles = programs.make_data(), {"num_particles": 40, "vectorize_particles": True}
+    losses = []
+    for options in (particles, {"loss": RenyiELBO(**particles)}):
+        history = fit(level_model, data, level_guide, steps=10, learning_rate=1e-12, **options)
+        losses.append(sum(history.loss) / 10)
+    exact = -importance_log_prob(level_model, data, level_guide, num_particles=4000, progress=False).log_prob.sum()
+    elbo, weighted = losses
+    assert weighted == pytest.approx(exact.item() / data.num_observed, abs=0.01)
+    assert elbo > weighted + 0.02
 
 
 def test_non_contiguous_parameters_are_trained():
@@ -277,6 +387,23 @@ def test_particles():
     assert torch.tensor(many).std() < 0.6 * torch.tensor(one).std()
 
 
+@pytest.mark.parametrize("make", [with_fixed_noise, bayesian])
+def test_particles_side_by_side(make):
+    """With the noise of each sequence fixed they are all the same; else they have the same mean."""
+    data = programs.make_data() if make is with_fixed_noise else make_data(6)
+    found: list[dict[str, Tensor]] = []
+    losses = []
+    with watch_gradients(found):
+        for vectorize in (False, True):
+            model, guide = make()
+            options = {"num_particles": 100, "vectorize_particles": vectorize, "batch_size": 4, "learning_rate": 1e-9}
+            losses.append(fit(model, data, guide, steps=1, **options).loss[0])
+    tolerance = 1e-6 if make is with_fixed_noise else 0.05
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=tolerance, atol=2 * tolerance)
+
+
 # Checkpoints and interrupts
 
 
@@ -337,6 +464,23 @@ def test_resumed_fit_gives_the_same_numbers(tmp_path, schedule, interrupted_at, 
     assert_same_state(state, expected_state)
     assert resumed.seconds >= broken.seconds
     assert resumed.stop_reason == "finished"
+
+
+def test_checkpoint_that_does_not_tell_of_gradients_and_weights(tmp_path):
+    path, data = tmp_path / "fit.pt", make_data()
+    expected = fit(make_model(), data, steps=5)
+    fit(make_model(), data, steps=3, checkpoint=path)
+    content = torch.load(path, weights_only=True)
+    for name in ("gradient_norm", "kl_weight"):
+        del content["state"]["history"][name]
+    for name in ("annealing", "annealed", "vectorize_particles"):
+        del content["settings"][name]
+    torch.save(content, path)
+    resumed = fit(make_model(), data, steps=5, checkpoint=path)
+    assert resumed.loss == expected.loss
+    assert [math.isnan(norm) for norm in resumed.gradient_norm] == [True, True, True, False, False]
+    assert resumed.gradient_norm[3:] == expected.gradient_norm[3:]
+    assert resumed.kl_weight == [1.0] * 5
 
 
 def test_periodic_checkpoint_of_a_run_that_died(tmp_path):
@@ -625,6 +769,121 @@ def test_impossible_data():
         fit(model, data, steps=2)
 
 
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_the_site_and_the_sequences_are_named_that_break_a_loss(num_particles, read_every):
+    """At the first draw that is large, of the one sequence for which that is not allowed."""
+    data = programs.make_data()
+    values: list[Tensor] = []
+
+    def guide(data: Sequences) -> None:
+        with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
+            pyro.sample("level", dist.Normal(pyro.param("loc_q", torch.zeros(()).to(data.x)), 1.0))
+
+    def model(data: Sequences) -> None:
+        loc = pyro.param("loc", torch.zeros(()).to(data.x))
+        with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
+            level = pyro.sample("level", dist.Normal(loc, 1.0))
+            broken = (data.index.unsqueeze(-1) == 4) & (level > 1)
+            values.extend(level[broken].flatten().detach())
+            pyro.factor("check", torch.where(broken, torch.nan, -level.square()))
+
+    with pyro.validation_enabled(False), pytest.raises(FloatingPointError) as raised:
+        fit(model, data, guide, steps=200, batch_size=2, num_particles=num_particles, seed=1)
+    message = str(raised.value)
+    assert "the loss is nan: site 'check' of the model has a log-probability of nan, in the sequences [4]; " in message
+    assert not message.startswith("step 1:")
+    # In the same minibatch, by the same draw.
+    assert values[0] == values[-1]
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_impossible_sequences_are_named(validated, read_every):
+    model = HMM(nn.BernoulliEmission(2, 3), use_labels=True, transition=nn.Transition(2, torch.eye(2) > 0))
+    labels = torch.tensor([[0, 0], [0, 1], [-1, -1], [1, 0]])
+    data = Sequences(torch.zeros(4, 2, 3), labels=labels)
+    message = r"site 'time' of the model has a log-probability of -inf, in the sequences \[1, 3\]"
+    with pyro.validation_enabled(validated), pytest.raises(FloatingPointError, match=message):
+        fit(model, data, steps=2)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_inputs_that_are_too_large(validated, read_every):
+    """A loop names the site in it; with validation on it is its own error that is passed on."""
+    inputs = torch.zeros(5, 4, 1)
+    inputs[3, 2] = 3e38
+    data = Sequences(torch.ones(5, 4, 3), inputs=inputs)
+    net = torch.nn.Linear(3, 3)
+    torch.nn.init.constant_(net.weight, 1.0)
+    model = HMM(nn.NeuralEmission(2, net, "poisson", context=1))
+    kind = ValueError if validated else FloatingPointError
+    with pyro.validation_enabled(validated), pytest.raises(kind) as raised:
+        fit(model, data, steps=2)
+    message = " ".join([str(raised.value), *raised.value.__notes__]) if validated else str(raised.value)
+    assert "loop 'time': site(s) ['x'] broke: observation_logits: expected no NaN" in message
+    assert "site 'time' of the model has a log-probability of nan, in the sequences [3]" in message
+    assert ("the first run: " if validated else "step 1: ") in message
+
+
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("place", ["guide", "scale", "parameter"])
+def test_what_is_named_when_a_program_breaks(place, validated, read_every):
+    data = programs.make_data()
+    start = math.nan if place == "parameter" else 0.0
+
+    def guide(data: Sequences) -> None:
+        loc = pyro.param("loc_q", torch.tensor(start).to(data.x))
+        loc = loc + torch.where(data.index == 4, torch.nan if place == "guide" else 0.0, 0.0).unsqueeze(-1)
+        with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
+            pyro.sample("level", dist.Normal(loc, 1.0))
+
+    def model(data: Sequences) -> None:
+        log_scale = pyro.param("log_scale", torch.tensor(-1e4 if place == "scale" else 0.0).to(data.x))
+        with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
+            level = pyro.sample("level", dist.Normal(torch.zeros(()).to(data.x), 1.0))
+            pyro.sample("x", dist.Normal(level, log_scale.exp()), obs=data.x[:, :1])
+
+    told = {
+        "guide": "site 'level' of the guide has a value of nan, in the sequences [4]",
+        "scale": "site 'x' of the model has a log-probability of nan, in the sequences [0, 1, 2, 3, 4] and 1 more",
+        "parameter": "parameter 'loc_q' of the guide has a value of nan",
+    }
+    kind = ValueError if validated else FloatingPointError
+    with pyro.validation_enabled(validated), pytest.raises(kind) as raised:
+        fit(model, data, guide, steps=2)
+    message = " ".join(raised.value.__notes__) if validated else str(raised.value)
+    assert message.startswith("the first run: " if validated else "step 1: ")
+    assert told[place] in message
+
+
+def test_the_step_is_told_of_at_which_pyro_refuses_a_parameter(read_every):
+    data, runs = programs.make_data(), []
+
+    def guide(data: Sequences) -> None:
+        runs.append(1)
+        noise = torch.where((data.index == 4) & (len(runs) > 3), torch.nan, 0.0).unsqueeze(-1)
+        with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
+            pyro.sample("level", dist.Normal(pyro.param("loc_q", torch.zeros(()).to(data.x)) + noise, 1.0))
+
+    with pytest.raises(ValueError, match="Expected parameter loc") as raised:
+        fit(level_model, data, guide, steps=9)
+    (note,) = raised.value.__notes__
+    assert note.startswith("step 3: site 'level' of the guide has a value of nan, in the sequences [4]; ")
+
+
+def test_errors_of_programs_that_have_nothing_to_do_with_it_have_no_note():
+    calls = []
+
+    def model(data: Sequences) -> None:
+        plain_model(data)
+        calls.append(1)
+        if len(calls) == 4:
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as raised:
+        fit(model, make_data(), steps=9)
+    assert not hasattr(raised.value, "__notes__")
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -641,7 +900,8 @@ def test_impossible_data():
         ({"patience": 3}, ValueError, "patience: expected None since there is no validation"),
         ({"validation": torch.zeros(3)}, TypeError, "validation: expected pyrohmm.data.Sequences, got Tensor"),
         ({"loss": "elbo"}, TypeError, "loss: expected a pyro.infer.ELBO, got str"),
-        ({"loss": Trace_ELBO(), "num_particles": 2}, ValueError, "num_particles"),
+        ({"loss": Trace_ELBO(), "num_particles": 2}, ValueError, "num_particles: expected 1 since"),
+        ({"loss": Trace_ELBO(), "vectorize_particles": True}, ValueError, "vectorize_particles: expected False since"),
         ({"seed": 0.5}, TypeError, "seed"),
         ({"checkpoint": "no/such/folder/fit.pt"}, ValueError, "checkpoint: expected a file in an existing folder"),
         ({"guide": 3}, TypeError, "guide: expected a Pyro program, got int"),

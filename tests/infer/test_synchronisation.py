@@ -69,7 +69,10 @@ def test_a_step_does_not_wait(name, as_on_a_gpu, monkeypatch):
 
     monkeypatch.setattr(svi._Fit, "step", step)
     monkeypatch.setattr(Minibatches, "_begin_epoch", unwatched(Minibatches._begin_epoch))
-    history = fit_svi(model, data, guide, steps=6, batch_size=3, schedule="cosine", progress=False)
+    options = {"num_particles": 2, "vectorize_particles": True} if name == "guided" else {}
+    history = fit_svi(
+        model, data, guide, steps=6, batch_size=3, schedule="cosine", annealing=4, progress=False, **options
+    )
     assert history.num_steps == len(watches) == 6
     assert not any(watch.waited for watch in watches)
 

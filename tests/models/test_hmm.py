@@ -572,6 +572,28 @@ def test_a_part_of_ones_own_counts_in_full_and_what_is_shared_counts_once():
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_the_law_of_each_observation_in_each_state(name):
+    model, data = make(name)
+    law = model.emission_law(data)
+    assert law.event_shape == model.emission.event_shape
+    log_prob = law.log_prob(data.x).movedim(0, -1)
+    model.use_labels = False
+    expected = model.potentials(data).observation
+    seen = data.observed
+    torch.testing.assert_close(log_prob.expand(N, T, K)[seen], expected.expand(N, T, K)[seen])
+    assert not list(pyro.get_param_store())
+
+
+def test_the_law_of_observations_needs_parameters_with_values():
+    model, data = make("poisson")
+    model.emission.log_rate = PyroSample(dist.Normal(0.0, 1.0).expand([K, D]).to_event(2))
+    with pytest.raises(
+        ValueError, match="model: expected parameters without PyroSample priors, got .'emission.log_rate"
+    ):
+        model.emission_law(data)
+
+
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("extra", ["nothing", "allowed", "entries"])
 def test_potentials_are_those_of_the_program(name, extra):
     model, data = make(name)

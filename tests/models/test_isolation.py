@@ -85,3 +85,18 @@ def test_random_state_is_a_copy():
         first = torch.rand(3)
         set_random_state(cpu, state)
         assert (torch.rand(3) == first).all()
+
+
+def test_inside_of_a_program_others_keep_their_parameters():
+    """Pyro's optimisers look for the unconstrained value of each parameter that a trace met."""
+    part = Part()
+
+    def program() -> None:
+        pyro.param("mine", torch.tensor(1.0))
+        with own_parameters(part):
+            part()
+
+    part()
+    with pyro.poutine.trace(param_only=True) as capture:
+        program()
+    assert capture.trace.nodes["mine"]["value"].unconstrained() is pyro.get_param_store()._params["mine"]

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -398,12 +399,97 @@ def with_factor(x, vectorized=True):
             pyro.factor("constant", 0.25 * loc.sum())
 
 
+def switching(x, lengths, observed, vectorized=True):
+    """A switching state space model: a path h whose dynamics, and a site whose transitions, depend on the state."""
+    initial, transition, pull = param("initial", K), param("transition", K, K), param("pull", K, D)
+    turn, back = 0.5 * param("turn", K, D, D), param("back", D, K)
+    with pyro.plate("sequences", x.shape[0], dim=-2):
+        z, start = None, torch.zeros(D, dtype=x.dtype)
+        for t in pyrohmm.markov("time", x.shape[1], dim=-1, lengths=lengths, vectorized=vectorized):
+            before = pyrohmm.previous("h", None, t, initial=start)
+            z = pyro.sample("z", dist.Categorical(logits=initial if z is None else transition[z] + before @ back))
+            loc = (turn[z] @ before.unsqueeze(-1)).squeeze(-1) + pull[z]
+            h = pyro.sample("h", dist.Normal(loc, 0.8).to_event(1))
+            with poutine.mask(mask=observed[:, t]):
+                pyro.sample("x", dist.Normal(h.sum(-1), 0.5), obs=x[:, t])
+
+
+def path_law(*shape):
+    return param("path_loc", *shape), param("path_scale", *shape, seed=2).exp()
+
+
+def guide_with_time_in_the_event(x, *args, vectorized=True):
+    with pyro.plate("sequences", x.shape[0], dim=-2):
+        pyro.sample("h", dist.Normal(*path_law(len(x), 1, x.shape[1], D)).to_event(2))
+
+
+def guide_with_time_in_a_plate(x, *args, vectorized=True):
+    with pyro.plate("sequences", x.shape[0], dim=-2), IndepMessenger("steps", x.shape[1], -1):
+        pyro.sample("h", dist.Normal(*path_law(len(x), x.shape[1], D)).to_event(1))
+
+
+def guide_with_sequences_on_the_right(x, *args, vectorized=True):
+    with pyro.plate("sequences", x.shape[0], dim=-1):
+        pyro.sample("h", dist.Normal(*path_law(len(x), x.shape[1], D)).to_event(2))
+
+
+def switching_time_first(x, vectorized=True):
+    initial, transition, pull = param("initial", K), param("transition", K, K), param("pull", K)
+    with pyro.plate("sequences", x.shape[1], dim=-1):
+        z = None
+        for t in pyrohmm.markov("time", len(x), dim=-2, vectorized=vectorized):
+            z = pyro.sample("z", dist.Categorical(logits=initial if z is None else transition[z]))
+            lags = [pyrohmm.previous("h", None, t, lag=lag, initial=0.1) for lag in (1, 2)]
+            h = pyro.sample("h", dist.Normal(0.9 * lags[0] - 0.3 * lags[1] + pull[z], 0.8))
+            pyro.sample("x", dist.Normal(h, 0.5), obs=x[t])
+
+
+def guide_time_first(x, vectorized=True):
+    with pyro.plate("sequences", x.shape[1], dim=-1):
+        pyro.sample("h", dist.Normal(*path_law(1, x.shape[1], len(x))).to_event(1))
+
+
+def switching_subsampled(x, vectorized=True):
+    initial, transition, pull = param("initial", K), param("transition", K, K), param("pull", K)
+    with pyro.plate("sequences", x.shape[0], subsample=torch.tensor([2, 0]), dim=-2) as index:
+        z = None
+        for t in pyrohmm.markov("time", x.shape[1], dim=-1, vectorized=vectorized):
+            z = pyro.sample("z", dist.Categorical(logits=initial if z is None else transition[z]))
+            h = pyro.sample("h", dist.Normal(pull[z], 0.8))
+            pyro.sample("x", dist.Normal(h, 0.5), obs=x[index][:, t])
+
+
+def guide_subsampled(x, vectorized=True):
+    loc, scale = path_law(x.shape[0], 1, x.shape[1])
+    with pyro.plate("sequences", x.shape[0], subsample=torch.tensor([2, 0]), dim=-2) as index:
+        pyro.sample("h", dist.Normal(loc[index], scale[index]).to_event(1))
+
+
+def switching_in_a_plate(x, vectorized=True):
+    """Chains, and their paths, in a plate that the body opens."""
+    initial, transition, pull = param("initial", K), param("transition", K, K), param("pull", K)
+    with pyro.plate("sequences", x.shape[0], dim=-3):
+        z = None
+        for t in pyrohmm.markov("time", x.shape[1], dim=-2, vectorized=vectorized):
+            with pyro.plate("parts", D, dim=-1):
+                z = pyro.sample("z", dist.Categorical(logits=initial if z is None else transition[z]))
+                h = pyro.sample("h", dist.Normal(pull[z] + pyrohmm.previous("h", None, t), 0.8))
+                pyro.sample("x", dist.Normal(h, 0.5), obs=x[:, t])
+
+
+def guide_in_a_plate(x, vectorized=True):
+    with pyro.plate("sequences", x.shape[0], dim=-3), pyro.plate("parts", D, dim=-1):
+        pyro.sample("h", dist.Normal(*path_law(len(x), 1, D, x.shape[1])).to_event(1))
+
+
 def _batch(model, guide=empty_guide, *extra, event=(), **kwargs) -> Case:
     return Case(model, guide, (normal(B, T, *event), *extra), **kwargs)
 
 
 MASK = torch.rand(B, T, generator=torch.Generator().manual_seed(3)) < 0.6
 TONES = (torch.rand(B, T, D, generator=torch.Generator().manual_seed(4)) < 0.5).double()
+
+SWITCHING = (ragged(normal(B, T)), LENGTHS, MASK)
 
 # Where sites are random, both forms must draw the same numbers: no extra run to guess the nesting.
 NESTING = {"max_plate_nesting": 2}
@@ -445,6 +531,25 @@ CASES: dict[str, Case] = {
     "one-hot states": Case(one_hot_states, empty_guide, (ragged(normal(B, T)), LENGTHS)),
     "carried embedding": _batch(carried_embedding),
     "with factors": _batch(with_factor),
+    "switching, time in the guide's event": Case(switching, guide_with_time_in_the_event, SWITCHING, options=NESTING),
+    "switching, time in a plate of the guide": Case(switching, guide_with_time_in_a_plate, SWITCHING, options=NESTING),
+    "switching, sequences on the right in the guide": Case(
+        switching, guide_with_sequences_on_the_right, SWITCHING, options=NESTING
+    ),
+    "switching, one step": Case(
+        switching, guide_with_time_in_the_event, (normal(B, 1), torch.tensor([1, 1, 0]), MASK[:, :1]), options=NESTING
+    ),
+    "switching, time first": Case(switching_time_first, guide_time_first, (normal(T, B),), options=NESTING),
+    "switching, subsampled": _batch(switching_subsampled, guide_subsampled, options=NESTING),
+    "switching, chains in a plate": _batch(
+        switching_in_a_plate, guide_in_a_plate, event=(D,), options={"max_plate_nesting": 3}
+    ),
+    "switching, vectorised particles": Case(
+        switching,
+        guide_with_time_in_the_event,
+        SWITCHING,
+        options={"num_particles": 4, "vectorize_particles": True, **NESTING},
+    ),
     "vectorised particles": _batch(
         global_latent, amortised_guide, options={"num_particles": 4, "vectorize_particles": True, **NESTING}
     ),

@@ -167,3 +167,18 @@ def test_global_latents_reach_the_simulation():
 
     samples = Predictive(model, {"loc": torch.tensor([10.0, 20.0])})()
     assert ((samples["x"] - torch.tensor([[10.0], [20.0]])).abs() < 0.01).all()
+
+
+def test_the_site_that_is_not_finite_is_named():
+    def model(x: torch.Tensor) -> None:
+        for t in pyrohmm.markov("time", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(1.0 * z, 1.0), obs=x[t])
+            loc = torch.where(x[t] > 1, torch.nan, 0.0)
+            pyro.sample("y", dist.Normal(loc, 1.0, validate_args=False), obs=torch.zeros(()))
+            pyro.factor("never", torch.where(z == 1, -torch.inf, 0.0))
+
+    poutine.trace(model).get_trace(torch.zeros(3))
+    message = r"loop 'time': site\(s\) \['y'\] broke: observation_logits: .* got nan at index \(2, 0\)"
+    with pytest.raises(ValueError, match=message):
+        poutine.trace(model).get_trace(torch.tensor([0.0, 1.0, 2.0]))

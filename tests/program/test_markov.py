@@ -1,5 +1,7 @@
 """The collapsed loop against the sequential program under Pyro's own enumeration, and what it refuses."""
 
+from itertools import product
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,7 +11,7 @@ from pyro.infer import JitTrace_ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.inspect import get_dependencies
 
 import pyrohmm
-from tests.program.programs import CASES, Case
+from tests.program.programs import CASES, SWITCHING, B, Case, D, K, T, normal, switching
 
 
 def loss_and_grads(case: Case, elbo, vectorized: bool) -> tuple[float, dict[str, torch.Tensor]]:
@@ -92,6 +94,148 @@ def test_conditioned_program_equals_one_with_data():
 
     given = poutine.trace(model).get_trace(x).log_prob_sum()
     torch.testing.assert_close(poutine.trace(pyro.condition(model, {"x": x})).get_trace().log_prob_sum(), given)
+
+
+def switching_by_enumeration(x, lengths, observed, h):
+    """log p(x, h) of `programs.switching`: each sequence's paths of states one by one."""
+    store = {name: pyro.param(name) for name in ("initial", "transition", "pull", "turn", "back")}
+    first, back = store["initial"].log_softmax(-1), store["back"]
+    total = []
+    for n, length in enumerate(lengths.tolist()):
+        scores = []
+        for path in product(range(K), repeat=length):
+            before, score = torch.zeros(D, dtype=x.dtype), 0.0
+            for t, k in enumerate(path):
+                row = first if t == 0 else (store["transition"][path[t - 1]] + before @ back).log_softmax(-1)
+                loc = 0.5 * store["turn"][k] @ before + store["pull"][k]
+                score = score + row[k] + dist.Normal(loc, 0.8).log_prob(h[n, t]).sum()
+                if observed[n, t]:
+                    score = score + dist.Normal(h[n, t].sum(), 0.5).log_prob(x[n, t])
+                before = h[n, t]
+            scores.append(score)
+        total.append(torch.stack(scores).logsumexp(0))
+    return torch.stack(total)
+
+
+def proposed(h, event_dim=2):
+    """A guide whose path is h, and what Pyro makes of a run of it."""
+    return poutine.trace(lambda: pyro.sample("h", dist.Delta(h, event_dim=event_dim))).get_trace()
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_path_of_a_guide_against_enumeration(vectorized):
+    x, lengths, observed = SWITCHING
+    pyro.clear_param_store()
+    path = normal(B, T, D, seed=9).requires_grad_()
+    valid = torch.arange(T) < lengths.unsqueeze(-1)
+    # Nobody reads the padding, but for Pyro's Delta where it is scored.
+    h = torch.where(valid.unsqueeze(-1), path, torch.nan if vectorized else 0.0)
+    program = poutine.replay(switching, trace=proposed(h.unsqueeze(1)))
+    if vectorized:
+        trace = poutine.trace(program).get_trace(*SWITCHING)
+        factor = trace.nodes["time"]["fn"].log_factor.squeeze(-1)
+        assert trace.nodes["h"]["value"].shape == (B, 1, T, D) and not trace.nodes["h"]["is_observed"]
+        assert {name for name, site in trace.nodes.items() if site["type"] == "sample"} == {"sequences", "time", "h"}
+    else:
+
+        def guide(*args, **kwargs):
+            with pyro.plate("sequences", B, dim=-2):
+                pyro.sample("h", dist.Delta(h.unsqueeze(1), event_dim=2))
+
+        factor = -TraceEnum_ELBO(max_plate_nesting=2).differentiable_loss(
+            switching, guide, *SWITCHING, vectorized=False
+        )
+    expected = switching_by_enumeration(x, lengths, observed, path)
+    torch.testing.assert_close(factor, expected if vectorized else expected.sum())
+    leaves = [path, *(pyro.param(name) for name in ("initial", "transition", "pull", "turn", "back"))]
+    grads, wanted = (torch.autograd.grad(value.sum(), leaves) for value in (factor, expected))
+    for grad, want in zip(grads, wanted, strict=True):
+        assert want.abs().max() > 1e-3
+        torch.testing.assert_close(grad, want)
+
+
+def test_a_guides_path_may_have_the_shape_of_data():
+    pyro.clear_param_store()
+    h = normal(B, T, D)
+    shapes = [(h, 2), (h, 1), (h, 3), (h.unsqueeze(1), 2)]
+    found = [
+        poutine.trace(poutine.replay(switching, trace=proposed(*shape))).get_trace(*SWITCHING).log_prob_sum()
+        for shape in shapes
+    ]
+    for value in found[1:]:
+        torch.testing.assert_close(value, found[0])
+    with pytest.raises(ValueError, match=r"'h' in loop 'time': expected a guide that samples all 5 steps.*\(3, 4, 2\)"):
+        poutine.replay(switching, trace=proposed(h[:, :4]))(*SWITCHING)
+
+
+def test_a_path_of_float32():
+    data = tuple(value.float() if value.is_floating_point() else value for value in SWITCHING)
+    pyro.clear_param_store()
+    shapes = {"initial": (K,), "transition": (K, K), "pull": (K, D), "turn": (K, D, D), "back": (D, K)}
+    for name, shape in shapes.items():
+        pyro.param(name, normal(*shape).float())
+    trace = poutine.trace(poutine.replay(switching, trace=proposed(normal(B, T, D).float()))).get_trace(*data)
+    assert trace.nodes["time"]["fn"].log_factor.dtype == torch.float32
+    assert trace.log_prob_sum().isfinite()
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_previous_shows_conditioned_and_proposed_paths(vectorized):
+    h, seen = torch.arange(1.0, 5.0), []
+
+    def program():
+        for t in pyrohmm.markov("time", 4, vectorized=vectorized):
+            pyro.sample("z", dist.Categorical(torch.ones(2)))
+            pyro.sample("h", dist.Normal(0.0, 1.0))
+            seen.append(pyrohmm.previous("h", None, t, lag=2, initial=-1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t])
+
+    for known in (pyro.condition(program, {"h": h}), poutine.replay(program, trace=proposed(h, 1))):
+        seen.clear()
+        poutine.trace(known).get_trace()
+        assert torch.cat(seen).tolist() == [-1.0, -1.0, 1.0, 2.0]
+
+
+def test_a_path_of_an_earlier_step_by_variable_is_refused():
+    def program():
+        h = torch.zeros(())
+        for t in pyrohmm.markov("time", 4):
+            pyro.sample("z", dist.Categorical(torch.ones(2)))
+            h = pyro.sample("h", dist.Normal(h, 1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4)[t])
+
+    with pytest.raises(ValueError, match=r"write pyrohmm.previous\('h', data, t\)"):
+        poutine.trace(poutine.replay(program, trace=proposed(torch.zeros(4), 1))).get_trace()
+
+
+def test_a_switching_program_simulates():
+    pyro.clear_param_store()
+
+    def program():
+        with pyro.plate("sequences", 4, dim=-2):
+            start = torch.zeros(2)
+            for t in pyrohmm.markov("time", 6, dim=-1, lengths=torch.tensor([6, 1, 3, 0])):
+                pyro.sample("z", dist.Categorical(torch.ones(2)))
+                h = pyro.sample("h", dist.Normal(pyrohmm.previous("h", None, t, initial=start) + 1, 1e-3).to_event(1))
+                pyro.sample("x", dist.Normal(h.sum(-1), 1e-3))
+
+    nodes = poutine.trace(program).get_trace().nodes
+    sites = {name: nodes[name]["value"] for name in ("h", "x")}
+    assert sites["h"].shape == (4, 6, 2) and sites["x"].shape == (4, 6)
+    assert ((sites["x"][0] - 2 * torch.arange(1, 7)).abs() < 0.1).all()
+
+
+def test_a_proposed_path_in_a_nested_loop_is_refused():
+    def program():
+        for t in pyrohmm.markov("time", 2, dim=-2):
+            pyro.sample("z", dist.Categorical(torch.ones(2)))
+            for s in pyrohmm.markov("inner", 3, dim=-1):
+                pyro.sample("w", dist.Categorical(torch.ones(2)))
+                h = pyro.sample("h", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(h, 1.0), obs=torch.zeros(2, 3)[t, s])
+
+    with pytest.raises(ValueError, match="'h' in loop 'inner' is neither observed"):
+        poutine.trace(poutine.replay(program, trace=proposed(torch.zeros(2, 3)))).get_trace()
 
 
 def test_intervention_on_a_site_of_the_body_is_refused():
@@ -314,7 +458,10 @@ def test_unobserved_continuous_site_beside_data_is_refused():
         pyro.sample("h", dist.Normal(0.0, 1.0))
 
     for body in (latent_first, latent_last):
-        with pytest.raises(ValueError, match="'h' in loop 'time' is neither observed nor enumerable.*before the loop"):
+        with pytest.raises(
+            ValueError,
+            match="'h' in loop 'time' is neither observed nor enumerable.*Let a guide sample 'h' as one site",
+        ):
             run(body)
 
 

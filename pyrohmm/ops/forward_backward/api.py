@@ -217,19 +217,33 @@ def expected_potential(chain: Chain, state_marginals: Tensor, transition_margina
     Returns:
         (*batch). -inf where the marginals give mass to something that the potentials forbid.
     """
-
-    def inner(marginals: Tensor, potentials: Tensor, dims: int) -> Tensor:
-        forbidden = potentials == -torch.inf
-        product = marginals * torch.where(forbidden, 0.0, potentials)
-        product = torch.where(forbidden & (marginals > 0), -torch.inf, product)
-        return product.flatten(-dims).sum(-1, dtype=torch.float64)
-
-    total = inner(state_marginals, chain.observation, 2)
+    total = expected(state_marginals, chain.observation, 2)
     if chain.num_steps > 0:
-        total = total + inner(state_marginals[..., 0, :], chain.initial, 1)
+        total = total + expected(state_marginals[..., 0, :], chain.initial, 1)
     if chain.num_steps > 1:
-        total = total + inner(transition_marginals, chain.transition, 3)
+        total = total + expected(transition_marginals, chain.transition, 3)
     return total.to(chain.observation.dtype)
+
+
+def expected(marginals: Tensor, values: Tensor, dims: int) -> Tensor:
+    """Sum of marginals times values over the last dimensions, in float64; 0 times -inf counts 0.
+
+    Args:
+        marginals: (..., *dims), not negative.
+        values: broadcasts with them; -inf is allowed.
+        dims: how many dimensions are summed.
+
+    Returns:
+        (...). -inf where the marginals give mass to -inf.
+
+    Example:
+        >>> expected(torch.tensor([0.25, 0.75, 0.0]), torch.tensor([4.0, 8.0, -torch.inf]), 1)
+        tensor(7., dtype=torch.float64)
+    """
+    forbidden = values == -torch.inf
+    product = marginals * torch.where(forbidden, 0.0, values)
+    product = torch.where(forbidden & (marginals > 0), -torch.inf, product)
+    return product.flatten(-dims).sum(-1, dtype=torch.float64)
 
 
 def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:

@@ -1,0 +1,1 @@
+"""Networks that read whole sequences: what guides are made of."""
