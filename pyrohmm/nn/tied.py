@@ -88,7 +88,7 @@ class TiedTransition(MatrixTransition):
         self.register_buffer("groups", groups)
         self.register_buffer("columns", columns)
         rows = self._row_mask()
-        if rows is not None and not self._of_states(rows).equal(self.mask):
+        if self.mask is not None and rows is not None and not self._of_states(rows).equal(self.mask):
             raise ValueError(f"mask: expected the same for all states of a group, got {self.mask} and groups {groups}")
         shape = self.num_rows, num_states
         stay = torch.zeros(shape)
