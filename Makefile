@@ -37,9 +37,10 @@ interop: .venv-bench/installed
 docs: .venv/installed-docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
-# Run the tutorials and write their notebooks; TUTORIALS=tutorials/01*.py for some.
+# Run the tutorials and write their notebooks; TUTORIALS=tutorials/01*.py for some. tqdm would warn that it draws its
+# bars without widgets, and name a path of this machine.
 tutorials: .venv/installed-docs
-	cd tutorials && PYTHONWARNINGS='ignore:IProgress not found' ../$(BIN)/jupytext --to ipynb --execute $(notdir $(TUTORIALS))
+	cd tutorials && PYTHONWARNINGS="ignore:IProgress not found" ../$(BIN)/jupytext --to ipynb --execute $(notdir $(TUTORIALS))
 
 # .venv with the project and the extra named after the dash; again when a file it depends on is newer than the stamp.
 # torch comes first, by its pinned version: whatever asked for it later might get another build.

@@ -43,7 +43,7 @@ COPIED = [
     ("pyrohmm/ops", "README.md", "derivations/ops"),
     ("pyrohmm/program", "README.md", "derivations/program"),
     ("experiments", "*/README.md", "experiments"),
-    ("experiments", "*/*.png", "experiments"),
+    ("experiments", "*/**/*.png", "experiments"),
 ]
 
 

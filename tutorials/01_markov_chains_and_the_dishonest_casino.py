@@ -43,11 +43,11 @@ walk = torch.diag(torch.full((4,), 0.5), 1) + torch.diag(torch.full((4,), 0.5), 
 walk[0, 0] = walk[4, 4] = 0.5
 start = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])  # always on the left
 
-walker = pyrohmm.MarkovChain(start.log(), walk.log(), num_steps=200)
+walker = pyrohmm.MarkovChain(start.log(), walk.log(), num_steps=80)
 paths = walker.sample((3,))
 
 figure, axes = plt.subplots(figsize=(8, 2.5))
-axes.step(range(200), paths.T + torch.tensor([-0.1, 0.0, 0.1]), linewidth=1)
+axes.step(range(80), paths.T + torch.tensor([-0.1, 0.0, 0.1]), linewidth=1)
 axes.set(xlabel="step", ylabel="place", title="three walks")
 plt.show()
 
@@ -129,10 +129,10 @@ print({name: round(value.item(), 3) for name, value in accuracy.items()})
 # states best. The likelihood never falls; but it has several maxima, so we start ten times and keep the best.
 
 # %%
-evenings = casino.expand((20 if SMOKE else 200,)).sample()
+evenings = casino.expand((20 if SMOKE else 100,)).sample()
 train = data.Sequences(evenings)
 model = models.HMM(nn.CategoricalEmission(2, 6))
-history = pyrohmm.fit_em(model, train, steps=20 if SMOKE else 300, restarts=10, seed=0, progress=False)
+history = pyrohmm.fit_em(model, train, steps=20 if SMOKE else 200, restarts=10, seed=0, progress=False)
 
 found = model.emission.logits.softmax(-1).detach()
 cheat = int(found[:, 5].argmax())  # the states come in any order

@@ -110,7 +110,7 @@ decoded = path.viterbi().states  # -1 past the length
 accuracy = (decoded == states)[~beyond].float().mean().item()
 print(f"steps decoded right: {accuracy:.1%}")
 
-pyrohmm.checks.plot_series(data.Sequences(x.nan_to_num(), lengths), path, sequence=0)
+pyrohmm.checks.plot_series(data.Sequences(x.nan_to_num(), lengths), path, sequence=int(lengths.argmax()))
 plt.show()
 
 # %% [markdown]

@@ -127,7 +127,7 @@ print(gradient.numpy().round(3))
 figure, axes = plt.subplots(figsize=(8, 2.5))
 axes.stackplot(range(1, len(x) + 1), marginals.detach().T, labels=[f"state {k}" for k in range(K)])
 axes.set(xlabel="step", ylabel="probability", ylim=(0, 1))
-axes.legend(loc="center left")
+axes.legend(loc="lower center", ncols=3, bbox_to_anchor=(0.5, 1.0))
 plt.show()
 
 # %% [markdown]

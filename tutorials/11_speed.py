@@ -95,6 +95,8 @@ figure, axes = plt.subplots(figsize=(6, 3))
 for impl, column in zip(IMPLS, zip(*table.values(), strict=True), strict=True):
     axes.loglog(list(table), column, marker="o", label=impl)
 axes.set(xlabel="states", ylabel="ms", title="log Z and its gradient, 16 sequences")
+axes.set_xticks(list(table), map(str, table))
+axes.minorticks_off()
 axes.legend()
 plt.show()
 

@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.polyphony",
         description=__doc__,
-        epilog="Settings that are not given suit the model: see config.py.",
+        epilog="Settings that are not given suit the model: see config.py and deep.py.",
     )
     options: dict[str, Any] = {}
     for field in (*fields(Config), *fields(DeepConfig)):

@@ -2,14 +2,14 @@
 
 h is a vector, x a chord (0/1 for each key), s the logistic function.
 
-    dmm    p(h_t | h_{t-1}) = gated normal,  p(x_t | h_t) = Bernoulli(s(V relu(U h_t + c) + b))
+    dmm    p(h_t | h_{t-1}) = gated normal,  p(x_t | h_t) = Bernoulli(s(network(h_t)))
 """
 
 import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -39,14 +39,15 @@ class DeepConfig:
         epochs: passes over the training set, at most.
         batch_size: sequences in a minibatch.
         learning_rate: of Adam, at the start; it falls to a hundredth at the end of all epochs.
-        emission: hidden units of the emission.
+        emission: hidden units of the emission, in each layer.
+        emission_layers: hidden layers of the emission.
         transition: hidden units of the transition.
         inference: what the guide sees, see `pyrohmm.models.DeepMarkovModel`.
         recurrent: units of its recurrent network, in each direction.
         flows: inverse autoregressive flows of the guide.
-        dropout: of the features of the recurrent network, and of the hidden units of the emission.
-        weight_scale: standard deviation of the normal prior of all weights.
-        annealing: epochs in which the weight of the KL term grows from nothing to 1.
+        dropout: of the hidden units of the emission.
+        guide_dropout: of the features of the recurrent network.
+        annealing: epochs in which the weight of the KL term grows from 0.2 to 1.
         every: epochs between evaluations.
         patience: stop after so many evaluations without a better validation loss.
         particles: draws from the guide for each test sequence, for its likelihood by importance sampling.
@@ -55,19 +56,20 @@ class DeepConfig:
     model: Literal["dmm"] = "dmm"
     dataset: str = "jsb"
     states: int = 64
-    epochs: int = 1300
+    epochs: int = 900
     batch_size: int = 20
     learning_rate: float = 0.003
-    emission: int = 128
-    transition: int = 128
+    emission: int = 150
+    emission_layers: int = 2
+    transition: int = 200
     inference: Inference = "right-left"
-    recurrent: int = 128
+    recurrent: int = 200
     flows: int = 0
     dropout: float = 0.1
-    weight_scale: float = 0.2
+    guide_dropout: float = 0.1
     annealing: int = 200
     every: int = 10
-    patience: int = 15
+    patience: int = 20
     particles: int = 500
 
 
@@ -90,7 +92,13 @@ def build_deep(train: Sequences, config: DeepConfig, seed: int) -> DeepMarkovMod
     """The model at its start, which takes the mean chord from the training set."""
     generator = torch.Generator().manual_seed(seed)
     (num_keys,) = train.event_shape
-    emission = Emitter(config.states, num_keys, (config.emission,), dropout=config.dropout, generator=generator)
+    emission = Emitter(
+        config.states,
+        num_keys,
+        (config.emission,) * config.emission_layers,
+        dropout=config.dropout,
+        generator=generator,
+    )
     with torch.no_grad():
         emission.net[-1].bias.copy_(train.x[train.observed].mean(0).clamp(1e-3, 1 - 1e-3).logit())
     return DeepMarkovModel(
@@ -98,8 +106,7 @@ def build_deep(train: Sequences, config: DeepConfig, seed: int) -> DeepMarkovMod
         GatedTransition(config.states, config.transition, generator=generator),
         inference=config.inference,
         hidden=config.recurrent,
-        dropout=config.dropout,
-        weight_scale=config.weight_scale,
+        dropout=config.guide_dropout,
         num_flows=config.flows,
         generator=generator,
     )
@@ -127,13 +134,22 @@ def run_deep(
 
     Returns:
         The model, in eval mode, and its figures: nats for each time step.
+
+    Raises:
+        ValueError: the checkpoint is of a run with other settings.
     """
     model = build_deep(music.train, config, seed)
     train = SimilarLengths(music.train.x, music.train.lengths)
     epoch = math.ceil(len(train) / config.batch_size)
     decay = 0.01 ** (1 / (config.epochs * epoch))
     file = checkpoint.with_suffix(".json")
-    curve: list[dict[str, float]] = json.loads(file.read_text()) if file.exists() and checkpoint.exists() else []
+    former = json.loads(file.read_text()) if file.exists() else {"config": asdict(config), "seed": seed, "curve": []}
+    if (checkpoint.exists() and not file.exists()) or (former["config"], former["seed"]) != (asdict(config), seed):
+        raise ValueError(
+            f"checkpoint: expected a new file, or one of a run with {config}, seed {seed}, got {checkpoint}"
+        )
+    curve: list[dict[str, float]] = former["curve"]
+    file.write_text(json.dumps(former))
     ends = [*range(config.every, config.epochs, config.every), config.epochs]
     # Piece by piece, each going on from the checkpoint of the last one, for a look at the test set in between.
     for number, end in enumerate(ends):
@@ -147,7 +163,7 @@ def run_deep(
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             schedule=partial(ExponentialLR, gamma=decay),
-            annealing=config.annealing * epoch,
+            annealing=lambda step: min(1.0, 0.2 + 0.8 * step / (config.annealing * epoch)),
             loss=TraceMeanField_ELBO(),
             validation=music.valid,
             evaluate_every=config.every * epoch,
@@ -170,7 +186,7 @@ def run_deep(
                     "test_of_best": round(bound_per_step(model, music.test, 1), 4),
                 }
             )
-            file.write_text(json.dumps(curve, indent=1) + "\n")
+            file.write_text(json.dumps(former))
             if progress:
                 print(" ".join(f"{name} {value:g}" for name, value in curve[-1].items()), flush=True)
         losses = [row["validation"] for row in curve]

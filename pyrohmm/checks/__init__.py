@@ -20,6 +20,9 @@ from pyrohmm.checks.predictive import posterior_predictive_check as posterior_pr
 from pyrohmm.checks.residuals import PseudoResiduals as PseudoResiduals
 from pyrohmm.checks.residuals import ResidualTest as ResidualTest
 from pyrohmm.checks.residuals import pseudo_residuals as pseudo_residuals
+from pyrohmm.checks.segmentation import BoundaryScores as BoundaryScores
+from pyrohmm.checks.segmentation import boundary_scores as boundary_scores
+from pyrohmm.checks.segmentation import change_points as change_points
 from pyrohmm.checks.selection import plot_selection as plot_selection
 from pyrohmm.checks.statistics import autocorrelation as autocorrelation
 from pyrohmm.checks.statistics import dwell_times as dwell_times

@@ -13,7 +13,7 @@ from pyrohmm.checks.monte_carlo import band, check_level, check_model, check_num
 from pyrohmm.checks.parameter_draws import latent_values
 from pyrohmm.data import Sequences
 from pyrohmm.models import HMM
-from pyrohmm.models.hmm import Blank
+from pyrohmm.models.blank import Blank
 from pyrohmm.models.isolation import own_parameters, seeded
 
 Simulate = Callable[[int], tuple[Mapping[str, Tensor], Sequences]]

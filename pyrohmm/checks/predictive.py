@@ -25,7 +25,7 @@ from pyrohmm.models.isolation import seeded
 Statistic = Callable[[Sequences], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PredictiveCheck:
     """One statistic of the data, and of sequences that the model makes; see `posterior_predictive_check`.
 
@@ -44,6 +44,10 @@ class PredictiveCheck:
     replicated: Tensor
     p_value: Tensor
     overall: float
+
+    def __repr__(self) -> str:
+        entries = f"{self.p_value.numel()} entries: p = {self.p_value.min():.2g} to {self.p_value.max():.2g}"
+        return f"PredictiveCheck({self.name!r}, overall p = {self.overall:.2g}; {entries})"
 
     def plot(self, ax: Any = None, *, level: float = 0.9) -> Any:
         """The data's numbers over the range of the replicated ones; a histogram for a single number.

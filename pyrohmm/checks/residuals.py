@@ -35,7 +35,7 @@ class ResidualTest(NamedTuple):
     p_value: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PseudoResiduals:
     """The result of `pseudo_residuals`.
 
@@ -95,7 +95,7 @@ class PseudoResiduals:
         ax.legend(loc="upper left")
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.kind} pseudo-residuals of {int(self.observed.sum())} observations"]
         for name, test in self.tests.items():
             values = ", ".join(f"{x:.3g}" for x in test.value.flatten().tolist())

@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions.sorted import Sorted
-from pyrohmm.models.hmm import HMM, Blank, Potentials
+from pyrohmm.models.blank import Blank
+from pyrohmm.models.hmm import HMM, Potentials
 from pyrohmm.nn import (
     BernoulliEmission,
     CategoricalEmission,

@@ -1,31 +1,27 @@
 """The deep Markov model: a state space model with continuous states, its parts networks."""
 
-import os
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.transforms import affine_autoregressive
-from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import ContinuousPath
-from pyrohmm.models import saving
-from pyrohmm.models.hmm import Blank
+from pyrohmm.models.blank import Blank
 from pyrohmm.models.isolation import own_parameters, seeded
+from pyrohmm.models.saving import SavableModel
 from pyrohmm.nn import Combiner, GatedTransition, RecurrentEncoder
 from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn.encoder.encoder import built
 
-_FORMAT = "pyrohmm deep Markov model, version 1"
 _DIRECTIONS = {"mean-field": "both", "left-right": "forward", "right-left": "backward", "both": "both"}
 
 
-class DeepMarkovModel(PyroModule):
+class DeepMarkovModel(SavableModel):
     r"""Sequences with a path of hidden vectors h, and a network that infers it.
 
     .. math::
@@ -50,8 +46,6 @@ class DeepMarkovModel(PyroModule):
             h_{t-1}), "mean-field" (all, not h_{t-1}).
         hidden: size of the recurrent network, in each direction.
         dropout: of its features, in training mode.
-        weight_scale: standard deviation of a normal prior of all weight matrices, those of the guide too, around 0; the
-            factor "weights" of the program, in training mode only. None for no such factor.
         num_flows: inverse autoregressive flows that each vector of the guide's path passes through; 0 for none.
         generator: source of the random start; torch's global one if None.
 
@@ -82,7 +76,6 @@ class DeepMarkovModel(PyroModule):
         inference: str = "right-left",
         hidden: int = 100,
         dropout: float = 0.0,
-        weight_scale: float | None = None,
         num_flows: int = 0,
         generator: Generator | None = None,
     ):
@@ -93,9 +86,6 @@ class DeepMarkovModel(PyroModule):
             raise ValueError(f"inference: expected one of {tuple(_DIRECTIONS)}, got {inference!r}")
         if not isinstance(num_flows, int) or num_flows < 0:
             raise ValueError(f"num_flows: expected an int of at least 0, got {num_flows!r}")
-        if weight_scale is not None and weight_scale <= 0:
-            raise ValueError(f"weight_scale: expected a positive number or None, got {weight_scale}")
-        self.weight_scale = weight_scale
         self.emission = emission
         dim = self.emission.dim
         self.transition = GatedTransition(dim, 2 * dim, generator=generator) if transition is None else transition
@@ -122,9 +112,6 @@ class DeepMarkovModel(PyroModule):
             ValueError: x does not have the emission's event shape.
         """
         prior = self._prior(data)
-        if self.weight_scale is not None and self.training and data.x is not None:
-            squares = torch.stack([weight.square().sum() for weight in self.parameters() if weight.dim() > 1])
-            pyro.factor("weights", -0.5 * squares.sum() / self.weight_scale**2)
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-1):
             h = pyro.sample("h", prior)
             pyro.sample("x", self._observation(h, data), obs=data.x)
@@ -201,30 +188,12 @@ class DeepMarkovModel(PyroModule):
         Raises:
             ValueError: a size that is no positive int, or lengths that do not fit.
         """
-        for name, size in (("num_sequences", num_sequences), ("num_steps", num_steps)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: expected an int of at least 1, got {size!r}")
-        if lengths is not None and lengths.shape != (num_sequences,):
-            raise ValueError(f"lengths: expected shape ({num_sequences},), got {tuple(lengths.shape)}")
         device = next(self.parameters()).device
-        lengths = None if lengths is None else lengths.to(device)
-        blank = Blank(num_sequences, num_steps, torch.arange(num_sequences, device=device), lengths, None)
+        blank = Blank.of(num_sequences, num_steps, lengths, None, device)
         random = nullcontext() if seed is None else seeded(seed, device)
         with torch.no_grad(), random, own_parameters(self):
             sites: Any = poutine.trace(self.model).get_trace(blank).nodes
-        return Sequences(sites["x"]["value"], lengths)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters and buffers to a file, with the version of the library; see `HMM.save`."""
-        saving.save(Path(path), _FORMAT, {"state": self.state_dict()})
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over the parameters and buffers that `save` wrote, on the model's own device; see `HMM.load`.
-
-        Raises:
-            ValueError: it is no such file, or that of a model built in another way.
-        """
-        saving.load_state(self, Path(path), _FORMAT)
+        return Sequences(sites["x"]["value"], blank.lengths)
 
     def _prior(self, data: Sequences | Blank) -> ContinuousPath:
         """The law of the paths before anything was observed."""

@@ -1,10 +1,7 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -13,40 +10,22 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
-from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
 from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain, statewise
 from pyrohmm.distributions.padding import waits
-from pyrohmm.models import saving
 from pyrohmm.models.alignment import match_states, overlap
+from pyrohmm.models.blank import Blank
 from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
+from pyrohmm.models.saving import SavableModel
 from pyrohmm.nn import Initial, Part, Transition
 from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import trace_given
-
-_FORMAT = "pyrohmm model, version 1"
-
-
-@dataclass(frozen=True)
-class Blank:
-    """What a program needs of `Sequences` that are yet to be simulated: all but the observations."""
-
-    num_total: int
-    num_steps: int
-    index: Tensor
-    lengths: Tensor | None
-    inputs: Tensor | None
-    x: None = None
-    mask: None = None
-    entries: None = None
-    labels: None = None
-    allowed: None = None
 
 
 class Potentials(NamedTuple):
@@ -57,7 +36,7 @@ class Potentials(NamedTuple):
     observation: Any
 
 
-class HMM(PyroModule):
+class HMM(SavableModel):
     r"""A hidden Markov model of many sequences, with the states summed out exactly.
 
     .. math::
@@ -374,38 +353,6 @@ class HMM(PyroModule):
         with self._with_guide(guide) as guide:
             return posterior(self.model, guide)(data)["time"]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters and buffers to a file, with the version of the library.
-
-        It holds tensors only: `load` them into a model built in the same way. `state_dict` works as in any module.
-
-        Args:
-            path: the file; its folder must exist.
-
-        Example:
-            >>> import tempfile
-            >>> from pyrohmm.nn import BernoulliEmission
-            >>> model, other = HMM(BernoulliEmission(2, 3)), HMM(BernoulliEmission(2, 3))
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     model.save(f"{folder}/model.pt")
-            ...     other.load(f"{folder}/model.pt")
-            >>> data = Sequences(torch.ones(2, 4, 3))
-            >>> torch.equal(model.log_prob(data), other.log_prob(data))
-            True
-        """
-        saving.save(Path(path), _FORMAT, {"state": self.state_dict()})
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over the parameters and buffers that `save` wrote, on the model's own device.
-
-        Args:
-            path: the file.
-
-        Raises:
-            ValueError: it is no such file, or that of a model built in another way.
-        """
-        saving.load_state(self, Path(path), _FORMAT)
-
     def simulate(
         self,
         num_sequences: int,
@@ -439,22 +386,13 @@ class HMM(PyroModule):
             >>> HMM(PoissonEmission(2, 3)).simulate(5, 4, lengths=torch.tensor([4, 4, 1, 2, 3]), seed=0)
             Sequences(5 sequences of 1 to 4 steps, event_shape=(3,), float32, labels)
         """
-        for name, size in (("num_sequences", num_sequences), ("num_steps", num_steps)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: expected an int of at least 1, got {size!r}")
-        if lengths is not None and lengths.shape != (num_sequences,):
-            raise ValueError(f"lengths: expected shape ({num_sequences},), got {tuple(lengths.shape)}")
-        if inputs is not None and (inputs.dim() != 3 or inputs.shape[:2] != (num_sequences, num_steps)):
-            raise ValueError(f"inputs: expected shape ({num_sequences}, {num_steps}, C), got {tuple(inputs.shape)}")
         device = next(self.parameters(), torch.empty(())).device
-        lengths = None if lengths is None else lengths.to(device)
-        inputs = None if inputs is None else inputs.to(device)
-        blank = Blank(num_sequences, num_steps, torch.arange(num_sequences, device=device), lengths, inputs)
+        blank = Blank.of(num_sequences, num_steps, lengths, inputs, device)
         random = nullcontext() if seed is None else seeded(seed, device)
         with torch.no_grad(), random, self._with_guide(guide) as guide:
             drawn = poutine.trace(guide).get_trace(blank)
             sites: Any = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(blank).nodes
-        return Sequences(sites["x"]["value"], lengths, inputs=inputs, labels=sites["z"]["value"])
+        return Sequences(sites["x"]["value"], blank.lengths, inputs=blank.inputs, labels=sites["z"]["value"])
 
     def filter_state(self, batch_shape: int | Sequence[int] = (), *, lag: int = 0) -> FilterState:
         """A filter for a stream of observations, before the first of them.

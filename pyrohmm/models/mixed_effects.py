@@ -14,7 +14,8 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain
-from pyrohmm.models.hmm import HMM, Blank, Potentials
+from pyrohmm.models.blank import Blank
+from pyrohmm.models.hmm import HMM, Potentials
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.nn import PooledEncoder
 from pyrohmm.nn._common import count

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from pyro.nn import PyroModule
+
+MODEL = "pyrohmm model, version 1"
 
 
 def save(path: Path, kind: str, content: dict[str, Any]) -> None:
@@ -54,25 +56,54 @@ def load(name: str, path: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def load_state(model: nn.Module, path: Path, kind: str) -> None:
-    """Put into a model the state that `save` wrote, `{"state": model.state_dict()}`.
-
-    Raises:
-        ValueError: the file is something else, or that of a model built in another way.
-    """
-    content = load("path", path, kind)
-    try:
-        model.load_state_dict(content["state"])
-    except RuntimeError as error:
-        raise ValueError(
-            f"path: expected the parameters of a model like this one, got those that version {content['pyrohmm']} "
-            f"of pyrohmm wrote to {path} (this is {library_version()}): {error}"
-        ) from error
-
-
 def library_version() -> str:
     """The installed version of this library."""
     try:
         return version("pyrohmm")
     except PackageNotFoundError:
         return "unknown"
+
+
+class SavableModel(PyroModule):
+    """A model whose parameters can be written to a file and read back."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters and buffers to a file, with the version of the library.
+
+        It holds tensors only: `load` them into a model built in the same way. `state_dict` works as in any module.
+
+        Args:
+            path: the file; its folder must exist.
+
+        Example:
+            >>> import tempfile
+            >>> from pyrohmm.data import Sequences
+            >>> from pyrohmm.models import HMM
+            >>> from pyrohmm.nn import BernoulliEmission
+            >>> model, other = HMM(BernoulliEmission(2, 3)), HMM(BernoulliEmission(2, 3))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save(f"{folder}/model.pt")
+            ...     other.load(f"{folder}/model.pt")
+            >>> data = Sequences(torch.ones(2, 4, 3))
+            >>> torch.equal(model.log_prob(data), other.log_prob(data))
+            True
+        """
+        save(Path(path), MODEL, {"state": self.state_dict()})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over the parameters and buffers that `save` wrote, on the model's own device.
+
+        Args:
+            path: the file.
+
+        Raises:
+            ValueError: it is no such file, or that of a model built in another way.
+        """
+        content = load("path", Path(path), MODEL)
+        try:
+            self.load_state_dict(content["state"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"path: expected the parameters of a model like this one, got those that version {content['pyrohmm']} "
+                f"of pyrohmm wrote to {path} (this is {library_version()}): {error}"
+            ) from error

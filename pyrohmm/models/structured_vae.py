@@ -8,15 +8,16 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
 from pyrohmm.distributions.padding import fill_unread
+from pyrohmm.models.blank import Blank
 from pyrohmm.models.hmm import HMM
 from pyrohmm.models.isolation import own_parameters, seeded
+from pyrohmm.models.saving import SavableModel
 from pyrohmm.nn import Encoder
 from pyrohmm.nn._common import count
 from pyrohmm.nn.encoder.chain import small_linear
@@ -34,7 +35,7 @@ class LocalInference(NamedTuple):
     codes: dist.MultivariateNormal
 
 
-class StructuredVAE(PyroModule):
+class StructuredVAE(SavableModel):
     r"""Sequences decoded from continuous codes, which are Gaussian given the states of a hidden Markov chain.
 
     .. math:: p(x, h, z) = p(z_1) \prod_{t>1} p(z_t \mid z_{t-1})
@@ -271,15 +272,14 @@ class StructuredVAE(PyroModule):
         seed: int | None = None,
     ) -> Sequences:
         """Draw sequences, with their states as labels; arguments as for `pyrohmm.models.HMM.simulate`."""
-        count("num_sequences", num_sequences)
-        count("num_steps", num_steps)
         device = self.head.weight.device
+        blank = Blank.of(num_sequences, num_steps, lengths, inputs, device)
         x = torch.zeros(num_sequences, num_steps, *self.decoder.event_shape, device=device)
-        blank = Sequences(x, lengths, inputs=inputs)
+        data = Sequences(x, blank.lengths, inputs=blank.inputs)
         random = nullcontext() if seed is None else seeded(seed, device)
         with torch.no_grad(), random, own_parameters(self):
-            sites: Any = poutine.trace(poutine.uncondition(self)).get_trace(blank, collapsed=False).nodes
-        return Sequences(sites["x"]["value"], lengths, inputs=inputs, labels=sites["z"]["value"])
+            sites: Any = poutine.trace(poutine.uncondition(self)).get_trace(data, collapsed=False).nodes
+        return Sequences(sites["x"]["value"], data.lengths, inputs=data.inputs, labels=sites["z"]["value"])
 
     def _code_law(self) -> Any:
         """p(h_t | z_t) of all states, of batch shape (K,)."""

@@ -1,26 +1,23 @@
 """Switching state space models: discrete states that choose the dynamics of continuous ones."""
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.nn import PyroModule
 from torch import Generator, Tensor, nn
 
 from pyrohmm import ops
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import ContinuousPath, MarkovChain
-from pyrohmm.models import saving
 from pyrohmm.models.alignment import States, match_states, overlap
-from pyrohmm.models.hmm import Blank
+from pyrohmm.models.blank import Blank
 from pyrohmm.models.isolation import own_parameters, seeded
+from pyrohmm.models.saving import SavableModel
 from pyrohmm.nn import Combiner, Emitter, Initial, RecurrentEncoder, RegressionTransition, SwitchingDynamics, Transition
 from pyrohmm.nn._common import count
 from pyrohmm.nn._relabel import as_permutation
@@ -28,13 +25,12 @@ from pyrohmm.ops.chain import valid_steps
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import chains_in
 
-_FORMAT = "pyrohmm switching state space model, version 1"
 _DIRECTIONS = {"mean-field": "both", "left-right": "forward", "right-left": "backward", "both": "both"}
 
 Recurrence = Literal["latent", "observed"]
 
 
-class SwitchingSSM(PyroModule):
+class SwitchingSSM(SavableModel):
     r"""A switching state space model: states z, a path h of vectors whose dynamics the states choose, observations x.
 
     .. math::
@@ -289,17 +285,10 @@ class SwitchingSSM(PyroModule):
             >>> SwitchingLDS(2, 2, 5, recurrent="latent").simulate(3, 20, lengths=torch.tensor([20, 1, 7]), seed=0)
             Sequences(3 sequences of 1 to 20 steps, event_shape=(5,), float32, labels)
         """
-        count("num_sequences", num_sequences)
-        count("num_steps", num_steps)
-        if lengths is not None and lengths.shape != (num_sequences,):
-            raise ValueError(f"lengths: expected shape ({num_sequences},), got {tuple(lengths.shape)}")
-        device = self.centre.device
-        lengths = None if lengths is None else lengths.to(device)
-        inputs = None if inputs is None else inputs.to(device)
-        blank = Blank(num_sequences, num_steps, torch.arange(num_sequences, device=device), lengths, inputs)
+        blank = Blank.of(num_sequences, num_steps, lengths, inputs, self.centre.device)
         with torch.no_grad(), self._seeded(seed), own_parameters(self):
             sites: Any = poutine.trace(self.model).get_trace(blank).nodes
-        return Sequences(sites["x"]["value"], lengths, inputs=inputs, labels=sites["z"]["value"])
+        return Sequences(sites["x"]["value"], blank.lengths, inputs=blank.inputs, labels=sites["z"]["value"])
 
     def relabel(self, permutation: Any) -> None:
         """Put the states into another order, in place: the new state i is the old state permutation[i]; see `HMM`."""
@@ -320,18 +309,6 @@ class SwitchingSSM(PyroModule):
         permutation = match_states(overlap(self.decode(data), reference, self.num_states))
         self.relabel(permutation)
         return permutation
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters and buffers to a file, with the version of the library; see `HMM.save`."""
-        saving.save(Path(path), _FORMAT, {"state": self.state_dict()})
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over the parameters and buffers that `save` wrote, on the model's own device; see `HMM.load`.
-
-        Raises:
-            ValueError: it is no such file, or that of a model built in another way.
-        """
-        saving.load_state(self, Path(path), _FORMAT)
 
     def _next_state(
         self, state: Tensor | None, before: Tensor | None, data: Sequences | Blank, t: slice

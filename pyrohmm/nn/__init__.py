@@ -45,11 +45,13 @@ from pyrohmm.nn.masks import banded as banded
 from pyrohmm.nn.masks import left_to_right as left_to_right
 from pyrohmm.nn.part import Part as Part
 from pyrohmm.nn.periodic import PeriodicTransition as PeriodicTransition
+from pyrohmm.nn.priors import InverseWishart as InverseWishart
 from pyrohmm.nn.priors import NormalInverseGamma as NormalInverseGamma
 from pyrohmm.nn.priors import NormalInverseWishart as NormalInverseWishart
 from pyrohmm.nn.regression import RegressionInitial as RegressionInitial
 from pyrohmm.nn.regression import RegressionTransition as RegressionTransition
 from pyrohmm.nn.stationary import StationaryInitial as StationaryInitial
 from pyrohmm.nn.switching import SwitchingDynamics as SwitchingDynamics
+from pyrohmm.nn.tied import TiedTransition as TiedTransition
 from pyrohmm.nn.transition import NeuralTransition as NeuralTransition
 from pyrohmm.nn.transition import Transition as Transition

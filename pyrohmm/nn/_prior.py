@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from pyrohmm.nn._common import start
 from pyrohmm.nn._conjugate import DirichletRows
+from pyrohmm.nn.priors import NormalInverseGamma
 
 # Of an edge or a start that is not forbidden. A probability of 1e-13 is as good as none, and with no smaller ones
 # among the transitions the recursions in scaled space stay accurate in float32 (`pyrohmm/ops/certificate.py`).
 LEAST_LOG_PROB = -30.0
 
 
-def prior_buffer(prior: Any, family: type, names: Sequence[str], shape: tuple[int, ...]) -> Tensor | None:
+def prior_buffer(
+    prior: Any, family: type, names: Sequence[str], shape: tuple[int, ...], name: str = "prior"
+) -> Tensor | None:
     """The parameters of a prior on a table of `shape`, beside each other: (*shape, len(names)); None for no prior.
 
     Args:
@@ -22,6 +26,7 @@ def prior_buffer(prior: Any, family: type, names: Sequence[str], shape: tuple[in
         family: what it must be.
         names: of its parameters.
         shape: of the table, with which the parameters must broadcast.
+        name: of the argument, for errors.
 
     Raises:
         TypeError: the prior is of another family.
@@ -35,13 +40,13 @@ def prior_buffer(prior: Any, family: type, names: Sequence[str], shape: tuple[in
     # Pyro's expanded distributions wrap another one.
     base = getattr(base, "base_dist", base) if not isinstance(base, family) else base
     if not isinstance(base, family):
-        raise TypeError(f"prior: expected a {family.__name__}, got {type(prior).__name__}")
-    values = [getattr(base, name).detach() for name in names]
+        raise TypeError(f"{name}: expected a {family.__name__}, got {type(prior).__name__}")
+    values = [getattr(base, parameter).detach() for parameter in names]
     try:
         return torch.stack([value.expand(shape) for value in values], -1).clone()
     except RuntimeError:
         got = [tuple(value.shape) for value in values]
-        raise ValueError(f"prior: expected parameters that broadcast to {shape}, got {got}") from None
+        raise ValueError(f"{name}: expected parameters that broadcast to {shape}, got {got}") from None
 
 
 def dirichlet(prior: Any, shape: tuple[int, ...], *, sparse: bool = False) -> Tensor | None:
@@ -111,15 +116,15 @@ def dirichlet_mode(counts: Tensor, concentration: Tensor | None, logits: Tensor,
     return torch.where(empty, logits.double(), log_probs), empty.squeeze(-1)
 
 
-def beta_prior(prior: Any, shape: tuple[int, ...]) -> Tensor | None:
+def beta_prior(prior: Any, shape: tuple[int, ...], name: str = "prior") -> Tensor | None:
     """The two concentrations of a Beta prior on a table, (*shape, 2), of ones and of zeros; None for no prior.
 
     Raises:
         TypeError, ValueError: as `prior_buffer`, or a concentration is below 1, where the density has no mode within.
     """
-    buffer = prior_buffer(prior, torch.distributions.Beta, ["concentration1", "concentration0"], shape)
+    buffer = prior_buffer(prior, torch.distributions.Beta, ["concentration1", "concentration0"], shape, name)
     if buffer is not None and not (buffer >= 1).all():
-        raise ValueError(f"prior: expected concentrations of at least 1, got {buffer.min().item()}")
+        raise ValueError(f"{name}: expected concentrations of at least 1, got {buffer.min().item()}")
     return buffer
 
 
@@ -138,15 +143,15 @@ def beta_mode(ones: Tensor, zeros: Tensor, prior: Tensor | None) -> Tensor:
     return (ones.clamp_min(0).log() - zeros.clamp_min(0).log()).nan_to_num(0.0).clamp(-30, 30)
 
 
-def gamma_prior(prior: Any, shape: tuple[int, ...]) -> Tensor | None:
+def gamma_prior(prior: Any, shape: tuple[int, ...], name: str = "prior") -> Tensor | None:
     """Concentration and rate of a Gamma prior on a table, (*shape, 2); None for no prior.
 
     Raises:
         TypeError, ValueError: as `prior_buffer`, or a concentration is below 1, where the density has no mode within.
     """
-    buffer = prior_buffer(prior, torch.distributions.Gamma, ["concentration", "rate"], shape)
+    buffer = prior_buffer(prior, torch.distributions.Gamma, ["concentration", "rate"], shape, name)
     if buffer is not None and not (buffer[..., 0] >= 1).all():
-        raise ValueError(f"prior: expected a concentration of at least 1, got {buffer[..., 0].min().item()}")
+        raise ValueError(f"{name}: expected a concentration of at least 1, got {buffer[..., 0].min().item()}")
     return buffer
 
 
@@ -154,3 +159,62 @@ def gamma_log_prob(log_value: Tensor, prior: Tensor) -> Tensor:
     """(concentration - 1) log v - rate v of positive values v, given as logarithms, up to a constant."""
     concentration, rate = prior.unbind(-1)
     return (concentration - 1) * log_value - rate * log_value.exp()
+
+
+def inverse_gamma_prior(prior: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
+    """Concentration and rate of an InverseGamma prior on a table, (*shape, 2); None for no prior.
+
+    Raises:
+        TypeError, ValueError: as `prior_buffer`.
+    """
+    return prior_buffer(prior, torch.distributions.InverseGamma, ["concentration", "rate"], shape, name)
+
+
+def inverse_gamma_log_prob(log_value: Tensor, prior: Tensor) -> Tensor:
+    """-(concentration + 1) log v - rate / v of positive values v, given as logarithms, up to a constant."""
+    concentration, rate = prior.unbind(-1)
+    return -(concentration + 1) * log_value - rate * (-log_value).exp()
+
+
+def normal_inverse_gamma_prior(prior: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
+    """The four parameters of a `NormalInverseGamma` on tables of means and variances, (*shape, 4); None for no prior.
+
+    Raises:
+        TypeError, ValueError: the prior is of another family, or does not fit.
+    """
+    if prior is None:
+        return None
+    if not isinstance(prior, NormalInverseGamma):
+        raise TypeError(f"{name}: expected a NormalInverseGamma, got {type(prior).__name__}")
+    loc = start(f"{name}.loc", prior.loc, shape)
+    others = [start(f"{name}.{field}", getattr(prior, field), shape, 0) for field in prior._fields[1:]]
+    return torch.stack([loc, *others], -1)
+
+
+def normal_inverse_gamma_log_prob(mean: Tensor, log_variance: Tensor, prior: Tensor) -> Tensor:
+    """The log-density of means and variances, given as logarithms, up to a constant."""
+    loc, strength, concentration, rate = prior.unbind(-1)
+    squares = 2 * rate + strength * (mean - loc).square()
+    return -(concentration + 1.5) * log_variance - 0.5 * squares * (-log_variance).exp()
+
+
+def normal_prior(prior: Any, shape: tuple[int, ...], name: str = "prior") -> Tensor | None:
+    """Location and scale of a Normal prior on a table, (*shape, 2); None for no prior.
+
+    Raises:
+        TypeError, ValueError: as `prior_buffer`.
+    """
+    return prior_buffer(prior, torch.distributions.Normal, ["loc", "scale"], shape, name)
+
+
+def normal_log_prob(value: Tensor, prior: Tensor) -> Tensor:
+    """-((v - loc) / scale)^2 / 2, up to a constant."""
+    loc, scale = prior.unbind(-1)
+    return -0.5 * ((value - loc) / scale).square()
+
+
+def normal_log_prob_of(part: nn.Module, prior: Tensor) -> Tensor:
+    """The sum for all parameters of a part, under one law of numbers, ()."""
+    # Not by their names, which would make them sites of a Pyro program that runs.
+    values = [normal_log_prob(parameter, prior).sum() for parameter in part.parameters()]
+    return torch.stack(values).sum() if values else prior.new_zeros(())

@@ -16,6 +16,8 @@ from pyrohmm.nn._prior import (
     dirichlet_log_prob,
     dirichlet_mode,
     has_mode,
+    normal_log_prob_of,
+    normal_prior,
 )
 from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 from pyrohmm.nn.part import Events, Part, Statistics, assign, table
@@ -33,7 +35,8 @@ class Initial(Ordered, Part):
         mask: (K,) bool, True where the chain may start; the other logits are always -inf.
         net: any module from (..., C) to (..., K), in place of the built-in network. Needs `context`.
         prior: `Dirichlet` on the probabilities, with concentrations (K,), of at least 1 for the most
-            probable parameters (`fit_em`, `fit_svi`). Not with `context`.
+            probable parameters (`fit_em`, `fit_svi`); with `context` a `Normal` of numbers, on every parameter (weight
+            decay).
         generator: source of the random start; torch's global one if None.
 
     Attributes:
@@ -72,9 +75,8 @@ class Initial(Ordered, Part):
         self.logits = nn.Parameter(0.1 * torch.randn(num_states, generator=generator))
         if net is not None and not context:
             raise ValueError("net: expected None since context=0, got a module")
-        if prior is not None and context:
-            raise ValueError(f"prior: expected None since context={context}, got {type(prior).__name__}")
-        self.register_buffer("prior", dirichlet(prior, (num_states,), sparse=True))
+        table_prior = normal_prior(prior, ()) if context else dirichlet(prior, (num_states,), sparse=True)
+        self.register_buffer("prior", table_prior)
         self.net = network(net, context, hidden, num_states, generator) if context else None
 
     def forward(self, inputs: Tensor | None = None) -> Tensor:
@@ -110,12 +112,14 @@ class Initial(Ordered, Part):
         """The log-density of the probabilities under the prior, up to a constant, () or (R,); see `Part`."""
         if self.prior is None:
             return super().log_prior()
+        if self.net is not None:
+            return normal_log_prob_of(self, self.prior)
         return dirichlet_log_prob(table(forbid(self.logits, self.mask), 1), self.prior)
 
     @property
     def prior_has_mode(self) -> bool:
         """Whether no concentration of the prior is below 1."""
-        return has_mode(self.prior)
+        return self.net is not None or has_mode(self.prior)
 
     def conjugate_prior(self) -> DirichletRows:
         """The Dirichlet prior, a flat one by default; see `Part`."""
@@ -168,8 +172,10 @@ class Initial(Ordered, Part):
         tensor([False,  True,  True])
         """
         order = as_permutation(permutation, self.num_states)
-        permute(self, order, ["logits", "mask", "prior"])
-        if self.net is not None:
+        permute(self, order, ["logits", "mask"])
+        if self.net is None:
+            permute(self, order, ["prior"])
+        else:
             self._reorder(order)
 
     @property

@@ -59,6 +59,26 @@ class NormalInverseGamma(NamedTuple):
         return dist.StudentT(2 * concentration, self.loc, (rate / (concentration * self.strength)).sqrt())
 
 
+class InverseWishart(NamedTuple):
+    r"""A prior on the covariance of a Gaussian vector, for the noise of regressions with covariances "full" and "tied".
+
+    .. math:: p(\Sigma) \propto |\Sigma|^{-(\nu + D + 1) / 2}\, e^{-\mathrm{tr}(\Psi \Sigma^{-1}) / 2}
+
+    Attributes:
+        degrees: nu > D - 1; a number or (K, 1) for "full", a number for "tied".
+        scale: Psi, positive definite, in the squared units of the data; (D, D), or (K, D, D) for "full".
+
+    Reference:
+        Murphy (2007), "Conjugate Bayesian analysis of the Gaussian distribution", section 9.
+
+    >>> InverseWishart(degrees=4.0, scale=torch.eye(2)).degrees
+    4.0
+    """
+
+    degrees: Any
+    scale: Any
+
+
 class NormalInverseWishart(NamedTuple):
     r"""A prior on the mean and the covariance of a Gaussian vector, for covariances "full" and "tied".
 

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import allowed, context_inputs, count, forbid
 from pyrohmm.nn._free import num_free
-from pyrohmm.nn._prior import prior_buffer
+from pyrohmm.nn._prior import normal_log_prob, normal_prior
 from pyrohmm.nn._relabel import as_permutation, permute
 from pyrohmm.nn.part import Part
 from pyrohmm.nn.transition import MatrixTransition, sticky_logits
@@ -22,6 +22,7 @@ class RegressionInitial(Part):
         context: C, the size of the inputs.
         mask: (K,) bool, True where the chain may start; the other logits are always -inf.
         prior: `Normal` on the weights, with parameters that broadcast to (K, C).
+        logits_prior: `Normal` on the logits of states that are allowed, likewise with (K,).
         generator: source of the random start of the logits; torch's global one if None.
 
     Attributes:
@@ -39,6 +40,7 @@ class RegressionInitial(Part):
 
     mask: Tensor | None
     prior: Tensor | None
+    prior_logits: Tensor | None
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class RegressionInitial(Part):
         mask: Tensor | None = None,
         *,
         prior: Any = None,
+        logits_prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__()
@@ -55,7 +58,8 @@ class RegressionInitial(Part):
         self.register_buffer("mask", allowed(mask, (num_states,)))
         self.logits = nn.Parameter(0.1 * torch.randn(num_states, generator=generator))
         self.weights = nn.Parameter(torch.zeros(num_states, context))
-        self.register_buffer("prior", _normal(prior, (num_states, context)))
+        self.register_buffer("prior", normal_prior(prior, (num_states, context)))
+        self.register_buffer("prior_logits", normal_prior(logits_prior, (num_states,), "logits_prior"))
 
     def forward(self, inputs: Tensor | None = None) -> Tensor:
         """The logits of the first state, not normalised; -inf where the chain may not start.
@@ -82,8 +86,8 @@ class RegressionInitial(Part):
         return self(inputs).log_softmax(-1)
 
     def log_prior(self) -> Tensor:
-        """The log-density of the weights under the prior, (); 0 without one; see `Part`."""
-        return super().log_prior() if self.prior is None else _normal_log_prob(self.weights, self.prior)
+        """The log-density of weights and logits under their priors, up to a constant, (); see `Part`."""
+        return super().log_prior() + _log_prior(self)
 
     def relabel(self, permutation: Sequence[int] | Tensor) -> None:
         """Put the states into another order, in place: the new state i is the old state permutation[i].
@@ -99,7 +103,8 @@ class RegressionInitial(Part):
         >>> initial(torch.ones(1)).isfinite()
         tensor([False,  True,  True])
         """
-        permute(self, as_permutation(permutation, self.num_states), ["logits", "weights", "mask", "prior"])
+        names = ["logits", "weights", "mask", "prior", "prior_logits"]
+        permute(self, as_permutation(permutation, self.num_states), names)
 
     @property
     def num_free_parameters(self) -> int:
@@ -132,6 +137,7 @@ class RegressionTransition(MatrixTransition):
         sticky: log-odds added to the diagonal at the start.
         prior: `Normal` on the weights, with parameters that broadcast to them, e.g. `Normal(0.0, 1.0)` for inputs of
             unit variance (a ridge penalty).
+        logits_prior: `Normal` on the logits of edges that are allowed, likewise with (K, K).
         generator: source of the random start of the logits; torch's global one if None.
 
     Attributes:
@@ -158,6 +164,7 @@ class RegressionTransition(MatrixTransition):
     """
 
     prior: Tensor | None
+    prior_logits: Tensor | None
 
     def __init__(
         self,
@@ -168,6 +175,7 @@ class RegressionTransition(MatrixTransition):
         mask: Tensor | None = None,
         sticky: float = 1.0,
         prior: Any = None,
+        logits_prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__(num_states, mask)
@@ -176,7 +184,8 @@ class RegressionTransition(MatrixTransition):
         shape = (num_states, context) if shared else (num_states, num_states, context)
         self.logits = nn.Parameter(sticky_logits(num_states, sticky, generator))
         self.weights = nn.Parameter(torch.zeros(shape))
-        self.register_buffer("prior", _normal(prior, shape))
+        self.register_buffer("prior", normal_prior(prior, shape))
+        self.register_buffer("prior_logits", normal_prior(logits_prior, (num_states, num_states), "logits_prior"))
 
     def _logits(self, inputs: Tensor | None) -> Tensor:
         logits = self.logits
@@ -198,11 +207,11 @@ class RegressionTransition(MatrixTransition):
         return weights - weights.diagonal(0, -3, -2).mT.unsqueeze(-2)
 
     def log_prior(self) -> Tensor:
-        """The log-density of the weights under the prior, (); 0 without one; see `Part`."""
-        return super().log_prior() if self.prior is None else _normal_log_prob(self.weights, self.prior)
+        """The log-density of weights and logits under their priors, up to a constant, (); see `Part`."""
+        return super().log_prior() + _log_prior(self)
 
     def _relabel(self, permutation: Tensor) -> None:
-        permute(self, permutation, ["logits"], (0, 1))
+        permute(self, permutation, ["logits", "prior_logits"], (0, 1))
         permute(self, permutation, ["weights", "prior"], (0,) if self.shared else (0, 1))
 
     @property
@@ -220,14 +229,14 @@ class RegressionTransition(MatrixTransition):
         return free - (idle * self.context if _trained(self, "weights") else 0)
 
 
-def _normal(prior: Any, shape: tuple[int, ...]) -> Tensor | None:
-    """Location and scale of a Normal prior on a table, (*shape, 2); None for no prior."""
-    return prior_buffer(prior, torch.distributions.Normal, ["loc", "scale"], shape)
-
-
-def _normal_log_prob(weights: Tensor, prior: Tensor) -> Tensor:
-    loc, scale = prior.unbind(-1)
-    return -0.5 * ((weights - loc) / scale).square().sum()
+def _log_prior(part: "RegressionInitial | RegressionTransition") -> Tensor | float:
+    total: Tensor | float = 0.0
+    if part.prior is not None:
+        total = total + normal_log_prob(part.weights, part.prior).sum()
+    if part.prior_logits is not None:
+        density = normal_log_prob(part.logits, part.prior_logits)
+        total = total + (density if part.mask is None else density.masked_fill(~part.mask, 0.0)).sum()
+    return total
 
 
 def _trained(part: nn.Module, name: str) -> bool:

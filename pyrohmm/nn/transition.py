@@ -16,6 +16,8 @@ from pyrohmm.nn._prior import (
     dirichlet_log_prob,
     dirichlet_mode,
     has_mode,
+    normal_log_prob_of,
+    normal_prior,
 )
 from pyrohmm.nn._relabel import Ordered, as_permutation, permute
 from pyrohmm.nn.part import Events, Part, Statistics, assign, table
@@ -233,6 +235,7 @@ class NeuralTransition(MatrixTransition):
         net: any module in place of the built-in network: from (..., C) to (..., K * K), row by row, with `context`;
             from (..., E) to (..., E) without.
         sticky: log-odds added to the diagonal at the start.
+        prior: `Normal` of numbers, e.g. `Normal(0.0, 1.0)`, on every parameter (weight decay).
         generator: source of the random start; torch's global one if None.
 
     Attributes:
@@ -241,7 +244,7 @@ class NeuralTransition(MatrixTransition):
 
     Raises:
         TypeError, ValueError: a size that is no positive int, a `mask` of another shape or dtype or with a row that
-            allows nothing, a `net` that does not fit.
+            allows nothing, a `net` or `prior` that does not fit.
 
     >>> by_inputs = NeuralTransition(4, context=3)
     >>> by_inputs(torch.arange(4).reshape(4, 1, 1), torch.zeros(2, 5, 3)).shape
@@ -260,6 +263,7 @@ class NeuralTransition(MatrixTransition):
         *,
         net: nn.Module | None = None,
         sticky: float = 1.0,
+        prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__(num_states, mask)
@@ -275,6 +279,7 @@ class NeuralTransition(MatrixTransition):
             self.bias = nn.Parameter(torch.zeros(num_states))
             self.stay = nn.Parameter(torch.full((num_states,), float(sticky)))
             self.net = network(net, embedding, hidden, embedding, generator)
+        self.register_buffer("prior", normal_prior(prior, ()))
 
     def _logits(self, inputs: Tensor | None) -> Tensor:
         if self.context:
@@ -286,6 +291,10 @@ class NeuralTransition(MatrixTransition):
             return logits + change
         scores = self.net(self.source) @ self.target.mT
         return scores + self.bias.unsqueeze(-2) + self.stay.diag_embed()
+
+    def log_prior(self) -> Tensor:
+        """The log-density of the parameters under the prior, up to a constant, (); see `Part`."""
+        return super().log_prior() if self.prior is None else normal_log_prob_of(self, self.prior)
 
     def _relabel(self, permutation: Tensor) -> None:
         if self.context:

@@ -108,6 +108,14 @@ def test_parameters_of_a_guide(kind):
     assert first.replicated.equal(again.replicated) and len(set(first.replicated.tolist())) > 1
 
 
+def test_a_short_text():
+    model = poisson()
+    found = posterior_predictive_check(model, model.simulate(4, 20, seed=0), num_draws=5, progress=False)
+    text = repr(found["transition counts"])
+    assert text.startswith("PredictiveCheck('transition counts', overall p = ") and " 4 entries: p = " in text
+    assert len(text) < 100
+
+
 def test_seeds():
     model = poisson()
     data = model.simulate(4, 20, seed=0)

@@ -139,3 +139,19 @@ def test_ctrl_c_leaves_nothing(cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fetch("notes.bin", "https://example.invalid/notes.bin", SHA256, "music")
     assert os.listdir(cache / "music") == []
+
+
+def test_checksum_of_a_part_of_the_content(cache, source):
+    with pytest.raises(ValueError, match="SHA-256"):
+        fetch("notes.bin", source.as_uri(), hashlib.sha256(CONTENT[:10]).hexdigest())
+    path = fetch(
+        "notes.bin",
+        source.as_uri(),
+        hashlib.sha256(CONTENT[:10]).hexdigest(),
+        content=lambda path: path.read_bytes()[:10],
+    )
+    assert path.read_bytes() == CONTENT
+
+
+def test_any_content(cache, source):
+    assert fetch("notes.bin", source.as_uri(), None).read_bytes() == CONTENT

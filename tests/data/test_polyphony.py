@@ -1,13 +1,12 @@
-import hashlib
 import os
 
 import numpy as np
 import pytest
-import scipy.io
 import torch
 
 from pyrohmm.data import Polyphony, load_polyphony
 from pyrohmm.data import polyphony as module
+from tests.data import miniature
 
 needs_files = pytest.mark.skipif("PYROHMM_DATA" not in os.environ, reason="PYROHMM_DATA names no data folder")
 
@@ -50,19 +49,9 @@ def test_keys_of_the_chorales():
 @pytest.fixture
 def small_set(tmp_path, monkeypatch):
     """A set in the files' format, in the place of "jsb", for machines without the real files."""
-    rng = np.random.default_rng(0)
-    rolls = {
-        key: [(rng.random((length, 88)) < 0.1).astype(np.uint8) for length in lengths]
-        for key, lengths in {"traindata": (5, 3, 4), "validdata": (2, 2), "testdata": (6,)}.items()
-    }
-    cells = {}
-    for key, arrays in rolls.items():
-        cells[key] = np.empty((1, len(arrays)), dtype=object)
-        cells[key][0] = [*arrays] if len(arrays) > 1 else arrays
+    rolls = miniature.random_rolls({"traindata": (5, 3, 4), "validdata": (2, 2), "testdata": (6,)})
     path = tmp_path / "polyphony" / "JSB_Chorales.mat"
-    path.parent.mkdir()
-    scipy.io.savemat(path, cells)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = miniature.write_polyphony(path, rolls)
     monkeypatch.setitem(module._FILES, "jsb", (path.name, sha256))
     monkeypatch.delenv("PYROHMM_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

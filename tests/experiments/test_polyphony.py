@@ -143,6 +143,8 @@ def test_deep_markov_model_is_trained_in_pieces_and_goes_on(music, tmp_path, mon
     for checkpoint in ("b.ckpt", "a.ckpt"):
         _, resumed = run_deep(music, DEEP, 0, checkpoint=tmp_path / checkpoint, progress=False)
         assert numbers(resumed) == numbers(figures)
+    with pytest.raises(ValueError, match="checkpoint: expected a new file, or one of a run with"):
+        run_deep(music, replace(DEEP, dropout=0.3), 0, checkpoint=tmp_path / "a.ckpt", progress=False)
 
 
 def test_similar_lengths(music):

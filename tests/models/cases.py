@@ -115,6 +115,7 @@ CASES: dict[str, tuple[Callable[[], HMM], Callable[[torch.Generator], Tensor]]] 
         bits,
     ),
     "tied": (lambda: HMM(nn.TiedEmission(nn.PoissonEmission(2, D), [0, 1, 0])), counts),
+    "tied rows": (lambda: HMM(nn.PoissonEmission(K, D), transition=nn.TiedTransition(K, [0, 1, 0])), counts),
     "factor analysis": (lambda: HMM(nn.FactorAnalysisEmission(K, D, 1)), numbers),
     "linear": (lambda: HMM(nn.LinearRegressionEmission(K, D, C)), numbers),
     "linear autoregressive": (

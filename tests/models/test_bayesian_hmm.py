@@ -15,7 +15,7 @@ from pyrohmm import nn
 from pyrohmm.data import Sequences
 from pyrohmm.infer import align_draws
 from pyrohmm.models import HMM, BayesianHMM
-from pyrohmm.models.hmm import Blank
+from pyrohmm.models.blank import Blank
 
 K, D, V = 2, 2, 3
 LENGTHS = torch.tensor([6, 1, 4])

@@ -190,21 +190,6 @@ def test_training_helps(inference):
     assert sum(history.loss[-10:]) < 0.9 * sum(history.loss[:10])
 
 
-def test_prior_of_the_weights_counts_in_training_only():
-    model, data = some_model(weight_scale=0.5), some_data()
-    plain = some_model()
-    modes = [(model, True), (plain, True), (model, False)]
-    traces = [poutine.trace(each.train(training).model).get_trace(data) for each, training in modes]
-    factor = traces[0].nodes["weights"]["fn"].log_factor
-    weights = [p for name, p in plain.named_parameters() if "weight" in name]
-    expected = sum(
-        dist.Normal(0.0, 0.5).log_prob(w).sum() - dist.Normal(0.0, 0.5).log_prob(0 * w).sum() for w in weights
-    )
-    assert factor.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert "weights" not in traces[1].nodes
-    assert "weights" not in traces[2].nodes
-
-
 def test_simulation_state_and_file(tmp_path):
     model, other = some_model(num_flows=1), some_model(num_flows=1, seed=1)
     state = torch.get_rng_state()
@@ -248,8 +233,6 @@ def test_bad_arguments():
         DeepMarkovModel(3)
     with pytest.raises(ValueError, match="inference: expected one of"):
         some_model("sideways")
-    with pytest.raises(ValueError, match="weight_scale: expected a positive number or None, got 0"):
-        some_model(weight_scale=0)
     with pytest.raises(ValueError, match="num_flows: expected an int of at least 0, got -1"):
         some_model(num_flows=-1)
     with pytest.raises(ValueError, match=r"transition: expected initial of shape \(2,\)"):

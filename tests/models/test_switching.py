@@ -324,7 +324,7 @@ def test_parts_and_errors():
         model.path(torch.ones(2, 4, 3))
     with pytest.raises(ValueError, match="Let a guide sample 'h'"):
         model(Sequences(torch.ones(2, 4, 3)))
-    with pytest.raises(ValueError, match="num_steps: expected at least 1"):
+    with pytest.raises(ValueError, match="num_steps: expected an int of at least 1"):
         model.simulate(2, 0)
     with pytest.raises(ValueError, match="lengths: expected shape"):
         model.simulate(2, 3, lengths=torch.tensor([1]))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrohmm.nn import Initial, Part, PeriodicTransition, Transition, left_to_right
+from pyrohmm.nn import Initial, Part, PeriodicTransition, TiedTransition, Transition, left_to_right
 from pyrohmm.nn.part import add_up
 
 K, P, N, T = 3, 4, 5, 6
@@ -34,6 +34,7 @@ CASES = {
     "initial, mask": Case(lambda **options: Initial(K, mask=FIRST, **options), lambda: torch.rand(K), (K,)),
     "table": Case(lambda **options: Transition(K, **options), lambda: torch.rand(K, K), (K, K)),
     "table, mask": Case(lambda **options: Transition(K, MASK, **options), lambda: torch.eye(K), (K, K)),
+    "tied": Case(lambda **options: TiedTransition(K, [0, 1, 0], **options), lambda: torch.rand(2, K), (K, K)),
     "periodic": Case(
         lambda **options: PeriodicTransition(K, P, **options), lambda: torch.rand(P, K, K), (K, K), (N, T)
     ),
@@ -195,7 +196,7 @@ def test_least_probability(name):
 @every_case
 def test_priors_that_do_not_fit(name):
     sparse = dist.Dirichlet(torch.tensor([2.0, 0.5, 1.0]))
-    if name in ("initial", "initial, mask", "table", "table, mask"):
+    if name in ("initial", "initial, mask", "table", "table, mask", "tied"):
         assert not CASES[name].make(prior=sparse).prior_has_mode and make(name).prior_has_mode
     else:
         with pytest.raises(ValueError, match="prior: expected concentrations of at least 1, got 0.5"):
@@ -206,7 +207,7 @@ def test_priors_that_do_not_fit(name):
         CASES[name].make(prior=dist.Dirichlet(torch.ones(K + 1)))
 
 
-def test_a_prior_needs_a_table():
-    with pytest.raises(ValueError, match="prior: expected None since context=2"):
+def test_the_prior_of_a_network_is_normal():
+    with pytest.raises(TypeError, match="prior: expected a Normal, got Dirichlet"):
         Initial(K, context=2, prior=dist.Dirichlet(torch.ones(K)))
     assert not Initial(K, context=2).closed_form

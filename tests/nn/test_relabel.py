@@ -63,6 +63,8 @@ TRANSITIONS = {
     "regression": lambda: nn.RegressionTransition(K, C, mask=nn.left_to_right(K)),
     "shared regression": lambda: nn.RegressionTransition(K, C, shared=True),
     "periodic": lambda: nn.PeriodicTransition(K, 2, column=1, mask=nn.left_to_right(K)),
+    "tied": lambda: nn.TiedTransition(K, [1, 0, 1]),
+    "tied moves": lambda: nn.TiedTransition(K, [0, 0, 1], nn.left_to_right(K), relative=True),
     "net of one's own": lambda: nn.NeuralTransition(K, context=C, net=Twisted(C, K * K)),
 }
 INITIALS = {
@@ -163,12 +165,43 @@ PRIORS = {
         [nn.GaussianEmission(K, 1), nn.CategoricalEmission(K, V, prior=dist.Dirichlet(torch.rand(K, V) + 1))]
     ),
     "linear": lambda: nn.LinearRegressionEmission(
-        K, D, C, prior=dist.Normal(torch.rand(K, D, C), torch.rand(K, D, C) + 0.1)
+        K,
+        D,
+        C,
+        prior=dist.Normal(torch.rand(K, D, C), torch.rand(K, D, C) + 0.1),
+        bias_prior=dist.Normal(torch.rand(K, D), 1.0),
+        noise_prior=dist.InverseGamma(torch.rand(K, D) + 1, torch.rand(K, D)),
     ),
+    "linear tied": lambda: nn.LinearRegressionEmission(
+        K, D, C, "tied", noise_prior=nn.InverseWishart(3.5, torch.diag(torch.rand(D)))
+    ),
+    "factor analysis": lambda: nn.FactorAnalysisEmission(
+        K,
+        D,
+        1,
+        loc_prior=dist.Normal(torch.rand(K, D), 1.0),
+        factors_prior=dist.Normal(torch.rand(K, D, 1), 1.0),
+        noise_prior=dist.InverseGamma(torch.rand(K, D) + 1, 1.0),
+    ),
+    "negative binomial": lambda: nn.NegativeBinomialEmission(K, D, mean_prior=dist.Gamma(1 + torch.rand(K, D), 1.0)),
+    "gamma": lambda: nn.GammaEmission(K, D, mean_prior=dist.InverseGamma(1 + torch.rand(K, D), 1.0)),
+    "beta": lambda: nn.BetaEmission(K, D, mean_prior=dist.Beta(1 + torch.rand(K, D), 2.0)),
+    "von mises": lambda: nn.VonMisesEmission(K, D, loc_prior=dist.VonMises(torch.rand(K, D), 1 + torch.rand(K, D))),
+    "student": lambda: nn.StudentTEmission(
+        K, D, loc_prior=nn.NormalInverseGamma(torch.rand(K, D), torch.rand(K, 1), torch.rand(K, D), torch.rand(K, D))
+    ),
+    "tied rows": lambda: nn.TiedTransition(K, [1, 0, 1], prior=dist.Dirichlet(torch.rand(2, K) + 1)),
     "initial": lambda: nn.Initial(K, prior=dist.Dirichlet(torch.rand(K) + 1)),
     "transition": lambda: nn.Transition(K, prior=dist.Dirichlet(torch.rand(K, K) + 1)),
-    "regression of the first": lambda: nn.RegressionInitial(K, C, prior=dist.Normal(torch.rand(K, C), torch.rand(C))),
-    "regression": lambda: nn.RegressionTransition(K, C, prior=dist.Normal(torch.rand(K, K, C), torch.rand(K, 1))),
+    "regression of the first": lambda: nn.RegressionInitial(
+        K, C, prior=dist.Normal(torch.rand(K, C), torch.rand(C)), logits_prior=dist.Normal(torch.rand(K), 1.0)
+    ),
+    "regression": lambda: nn.RegressionTransition(
+        K,
+        C,
+        prior=dist.Normal(torch.rand(K, K, C), torch.rand(K, 1)),
+        logits_prior=dist.Normal(torch.rand(K, K), 1.0),
+    ),
     "periodic": lambda: nn.PeriodicTransition(K, 2, prior=dist.Dirichlet(torch.rand(2, K, K) + 1)),
     "categorical": lambda: nn.CategoricalEmission(K, V, prior=dist.Dirichlet(torch.rand(K, V) + 1)),
     "bernoulli": lambda: nn.BernoulliEmission(K, D, prior=dist.Beta(torch.rand(K, D) + 1, torch.rand(K, D) + 1)),

@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.nn import PyroSample
 from torch import nn
 
-from pyrohmm.nn import NeuralTransition, PeriodicTransition, RegressionTransition, Transition
+from pyrohmm.nn import NeuralTransition, PeriodicTransition, RegressionTransition, TiedTransition, Transition
 
 K, B, T, C = 4, 3, 5, 2
 
@@ -18,6 +18,7 @@ PARTS = {
     "regression": lambda **kwargs: RegressionTransition(K, C, **kwargs),
     "shared regression": lambda **kwargs: RegressionTransition(K, C, shared=True, **kwargs),
     "periodic": lambda **kwargs: PeriodicTransition(K, 2, column=C - 1, **kwargs),
+    "tied": lambda **kwargs: TiedTransition(K, range(K), **kwargs),
     "embeddings": lambda **kwargs: NeuralTransition(K, hidden=8, embedding=3, **kwargs),
 }
 LEFT_TO_RIGHT = torch.ones(K, K, dtype=torch.bool).triu()

@@ -40,6 +40,7 @@ def plot_series(
     state_names: Sequence[str] | None = None,
     times: ArrayLike | None = None,
     time_label: str = "step",
+    change_points: ArrayLike | Tensor | None = None,
     ax: Any = None,
 ) -> Any:
     """Plot a series with its decoded states as coloured bands, and their posterior probabilities beneath.
@@ -56,6 +57,7 @@ def plot_series(
         state_names: K names.
         times: (T,), increasing numbers or dates of the steps; 0, 1, ... if None.
         time_label: label of the time axis, with its unit.
+        change_points: steps at which something else begins, such as true segments; dashed lines before them.
         ax: matplotlib axes whose place is split into the panels; a new figure's if None.
 
     Returns:
@@ -95,6 +97,11 @@ def plot_series(
         if isinstance(dim_names, str) or len(dim_names) != len(chosen):
             raise ValueError(f"dim_names: expected {len(chosen)} names, one for each dimension, got {dim_names!r}")
         labels = list(dim_names)
+    points = None
+    if change_points is not None:
+        points = np.asarray(numbers(change_points) if isinstance(change_points, Tensor) else change_points)
+        if points.ndim != 1 or not np.isin(points, np.arange(num_steps)).all():
+            raise ValueError(f"change_points: expected steps among 0, ..., {num_steps - 1}, got {points}")
 
     as_image = len(chosen) > MOST_LINES
     num_panels = 1 if as_image else len(chosen)
@@ -112,11 +119,19 @@ def plot_series(
             draw_series(panel, axis.centres, series, points=not x.is_floating_point())
             panel.set_ylabel(label)
     draw_stack(rows[-1], axis.edges, found.marginals, palette)
+    marks = []
+    if points is not None:
+        from matplotlib.lines import Line2D
+
+        style = {"color": "black", "linestyle": "--", "linewidth": 0.8}
+        for row in rows:
+            row.vlines(axis.edges[points.astype(int)], 0, 1, transform=row.get_xaxis_transform(), **style)
+        marks = [Line2D([], [], label="change points", **style)]
     for row in rows[:-1]:
         row.tick_params(labelbottom=False)
     label_time(rows[-1], axis, time_label)
     ax.figure.align_ylabels(rows)
-    draw_key(rows, names, palette, 1.08 if as_image else 1.0)
+    draw_key(rows, names, palette, 1.08 if as_image else 1.0, marks)
     return ax
 
 
@@ -145,12 +160,19 @@ def draw_stack(ax: Any, edges: np.ndarray, marginals: np.ndarray, palette: Seque
     ax.set(ylim=(0, 1), yticks=[0, 0.5, 1], ylabel="posterior")
 
 
-def draw_key(rows: Sequence[Any], names: Sequence[str], palette: Sequence[Any], y: float) -> None:
-    """Which colour is which state: a legend above, or a colour bar of many."""
-    if len(names) <= MOST_NAMES:
+def draw_key(
+    rows: Sequence[Any], names: Sequence[str], palette: Sequence[Any], y: float, marks: Sequence[Any] = ()
+) -> None:
+    """Which colour is which state: a legend above, or a colour bar of many; and what else is marked."""
+    few = len(names) <= MOST_NAMES
+    handles = list(marks)
+    if few:
         from matplotlib.patches import Patch
 
-        legend_above(rows[0], [Patch(color=c, label=name) for c, name in zip(palette, names, strict=True)], y)
+        handles = [*(Patch(color=c, label=name) for c, name in zip(palette, names, strict=True)), *marks]
+    if handles:
+        legend_above(rows[0], handles, y)
+    if few:
         return
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap

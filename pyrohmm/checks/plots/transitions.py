@@ -228,7 +228,11 @@ def transition_matrix(transitions: Transitions) -> np.ndarray:
         if math.prod(matrix.shape[:-2]) == 1:
             matrix = matrix.reshape(matrix.shape[-2:])
     else:
-        matrix = numbers(transitions) if isinstance(transitions, Tensor) else np.asarray(transitions, dtype=float)
+        try:
+            matrix = numbers(transitions) if isinstance(transitions, Tensor) else np.asarray(transitions, dtype=float)
+        except (TypeError, ValueError) as error:
+            got = type(transitions).__name__
+            raise TypeError(f"transitions: expected a model, a chain or a matrix (K, K), got {got}") from error
     if matrix.ndim != 2 or len(matrix) != len(matrix.T) or not matrix.size:
         raise ValueError(
             f"transitions: expected one matrix (K, K) for all steps and sequences, got shape {matrix.shape}; "

@@ -7,15 +7,14 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import jitter, select, start
+from pyrohmm.nn._prior import beta_log_prob, beta_prior
 from pyrohmm.nn.emission._laws import LEAST_PROPORTION, Beta
 from pyrohmm.nn.emission._roots import falling_root
-from pyrohmm.nn.emission.concentration import ConcentrationEmission
-from pyrohmm.nn.part import Statistics
+from pyrohmm.nn.emission.concentration import SWEEPS, ConcentrationEmission, Slope
+from pyrohmm.nn.part import Statistics, table
 
 # Beyond it a proportion is 0 or 1.
 LARGEST_LOGIT = 30.0
-# Mean and concentration in turn, at most so often, or until neither changes by more.
-SWEEPS, TOLERANCE = 50, 1e-12
 
 
 class BetaEmission(ConcentrationEmission):
@@ -37,6 +36,7 @@ class BetaEmission(ConcentrationEmission):
         concentration: the start of c, a number or a shape that broadcasts to (K, D).
         noise: size of the normal noise added to the logits of the means at the start, unless `mean` is (K, D).
         prior: `Gamma` on each concentration, with a concentration of at least 1 and a rate, which broadcast to (K, D).
+        mean_prior: `Beta` on each mean, with concentrations that broadcast to (K, D), of at least 1.
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -67,6 +67,7 @@ class BetaEmission(ConcentrationEmission):
         concentration: Any = 2.0,
         noise: float = 0.1,
         prior: Any = None,
+        mean_prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__(num_states, dim)
@@ -74,10 +75,17 @@ class BetaEmission(ConcentrationEmission):
         centre = start("mean", 0.5 if mean is None else mean, shape, 0, 1)
         self.mean_logits = nn.Parameter(centre.logit() + noise * jitter(mean, shape, generator))
         self._start_concentration(concentration, prior)
+        self.register_buffer("prior_mean", beta_prior(mean_prior, shape, "mean_prior"))
 
     def _entries(self, state: Tensor) -> TorchDistributionMixin:
         logits, concentration = select(self.mean_logits, state), select(self.log_concentration, state).exp()
         return Beta(concentration * logits.sigmoid(), concentration * (-logits).sigmoid())
+
+    def log_prior(self) -> Tensor:
+        """The log-density of concentrations and means under the priors, up to a constant, () or (R,); see `Part`."""
+        if self.prior_mean is None:
+            return super().log_prior()
+        return super().log_prior() + beta_log_prob(table(self.mean_logits, 2), self.prior_mean).sum((-2, -1))
 
     def _sufficient(self, x: Tensor) -> dict[str, Tensor]:
         x = x.clamp(LEAST_PROPORTION, 1 - LEAST_PROPORTION)
@@ -85,35 +93,37 @@ class BetaEmission(ConcentrationEmission):
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
         ones, zeros = sums["log"] / weight, sums["log_rest"] / weight
-        logits, log_concentration = self._now("mean_logits"), self._now("log_concentration")
 
         # The objective for one step is m c ones + (1 - m) c zeros - log B(m c, (1 - m) c).
-        def of_mean(logits: Tensor) -> tuple[Tensor, Tensor]:
-            mean, rest = logits.sigmoid(), (-logits).sigmoid()
-            some, others = concentration * mean, concentration * rest
-            curvature = torch.polygamma(1, some) + torch.polygamma(1, others)
-            return ones - zeros - some.digamma() + others.digamma(), -curvature * some * rest
+        def best_logits(logits: Tensor, concentration: Tensor) -> Tensor:
+            def of_mean(logits: Tensor) -> tuple[Tensor, Tensor]:
+                mean, rest = logits.sigmoid(), (-logits).sigmoid()
+                some, others = concentration * mean, concentration * rest
+                curvature = torch.polygamma(1, some) + torch.polygamma(1, others)
+                first, second = ones - zeros - some.digamma() + others.digamma(), -curvature * some * rest
+                if self.prior_mean is None:
+                    return first, second
+                worth = (weight * concentration).unsqueeze(-1)
+                more_ones, more_zeros = ((self.prior_mean.double() - 1) / worth).unbind(-1)
+                first = first + more_ones / mean - more_zeros / rest
+                return first, second - more_ones * rest / mean - more_zeros * mean / rest
 
-        def of_concentration(value: Tensor) -> tuple[Tensor, Tensor]:
-            some, others = value * mean, value * rest
-            slope = mean * (ones - some.digamma()) + rest * (zeros - others.digamma()) + value.digamma()
-            trigamma = [torch.polygamma(1, argument) for argument in (value, some, others)]
-            curvature = trigamma[0] - mean.square() * trigamma[1] - rest.square() * trigamma[2]
-            first = weight * value * slope
-            return first, first + weight * value.square() * curvature
+            return falling_root(of_mean, -LARGEST_LOGIT, LARGEST_LOGIT, logits)
 
-        for _ in range(SWEEPS):
-            before, concentration = (logits, log_concentration), log_concentration.exp()
-            logits = self._unless_frozen("mean_logits", falling_root(of_mean, -LARGEST_LOGIT, LARGEST_LOGIT, logits))
+        def of_concentration(logits: Tensor) -> Slope:
             mean, rest = logits.sigmoid(), (-logits).sigmoid()
-            best = self._best_concentration(of_concentration, log_concentration)
-            log_concentration = self._unless_frozen("log_concentration", best)
-            if all(
-                (new - old).abs().max() <= TOLERANCE
-                for new, old in zip((logits, log_concentration), before, strict=True)
-            ):
-                break
-        return {"mean_logits": logits, "log_concentration": log_concentration}
+
+            def slope(value: Tensor) -> tuple[Tensor, Tensor]:
+                some, others = value * mean, value * rest
+                slope = mean * (ones - some.digamma()) + rest * (zeros - others.digamma()) + value.digamma()
+                trigamma = [torch.polygamma(1, argument) for argument in (value, some, others)]
+                curvature = trigamma[0] - mean.square() * trigamma[1] - rest.square() * trigamma[2]
+                first = weight * value * slope
+                return first, first + weight * value.square() * curvature
+
+            return slope
+
+        return self._in_turn("mean_logits", best_logits, of_concentration, sweeps=SWEEPS)
 
     def features(self, x: Tensor) -> Tensor:
         """Log odds, (M, D)."""

@@ -7,9 +7,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import jitter, select, start
+from pyrohmm.nn._prior import prior_buffer
 from pyrohmm.nn.emission._laws import VonMises
-from pyrohmm.nn.emission.concentration import ConcentrationEmission
-from pyrohmm.nn.part import Statistics
+from pyrohmm.nn.emission.concentration import SWEEPS, ConcentrationEmission, Slope
+from pyrohmm.nn.part import Statistics, table
 
 
 class VonMisesEmission(ConcentrationEmission):
@@ -30,6 +31,7 @@ class VonMisesEmission(ConcentrationEmission):
         concentration: the start of c, a number or a shape that broadcasts to (K, D).
         noise: size of the normal noise added to the directions at the start, in radians, unless `loc` is (K, D).
         prior: `Gamma` on each concentration, with a concentration of at least 1 and a rate, which broadcast to (K, D).
+        loc_prior: `VonMises` on each direction, with parameters that broadcast to (K, D).
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -58,6 +60,7 @@ class VonMisesEmission(ConcentrationEmission):
         concentration: Any = 1.0,
         noise: float = 1.0,
         prior: Any = None,
+        loc_prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__(num_states, dim)
@@ -65,24 +68,42 @@ class VonMisesEmission(ConcentrationEmission):
         direction = start("loc", 0.0 if loc is None else loc, shape)
         self.loc = nn.Parameter(direction + noise * jitter(loc, shape, generator))
         self._start_concentration(concentration, prior)
+        told = prior_buffer(loc_prior, torch.distributions.VonMises, ["loc", "concentration"], shape, "loc_prior")
+        self.register_buffer("prior_loc", told)
 
     def _entries(self, state: Tensor) -> TorchDistributionMixin:
         return VonMises(select(self.loc, state), select(self.log_concentration, state).exp())
+
+    def log_prior(self) -> Tensor:
+        """The log-density of concentrations and directions under the priors, up to a constant; see `Part`."""
+        if self.prior_loc is None:
+            return super().log_prior()
+        loc, concentration = self.prior_loc.unbind(-1)
+        return super().log_prior() + (concentration * (table(self.loc, 2) - loc).cos()).sum((-2, -1))
 
     def _sufficient(self, x: Tensor) -> dict[str, Tensor]:
         return {"cos": x.cos(), "sin": x.sin()}
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
-        loc = torch.atan2(sums["sin"], sums["cos"])
-        now = self._unless_frozen("loc", loc)
-        length = (sums["cos"] * now.cos() + sums["sin"] * now.sin()) / weight
+        def best_loc(_: Tensor, concentration: Tensor) -> Tensor:
+            if self.prior_loc is None:
+                return torch.atan2(sums["sin"], sums["cos"])
+            loc, worth = self.prior_loc.double().unbind(-1)
+            sine = concentration * sums["sin"] + worth * loc.sin()
+            return torch.atan2(sine, concentration * sums["cos"] + worth * loc.cos())
 
-        def slope(value: Tensor) -> tuple[Tensor, Tensor]:
-            mean = torch.special.i1e(value) / torch.special.i0e(value)  # the length that is expected
-            first = value * (length - mean)
-            return weight * first, weight * (first - value.square() * (1 - mean.square()) + value * mean)
+        def of_concentration(loc: Tensor) -> Slope:
+            length = (sums["cos"] * loc.cos() + sums["sin"] * loc.sin()) / weight
 
-        return {"loc": loc, "log_concentration": self._best_concentration(slope)}
+            def slope(value: Tensor) -> tuple[Tensor, Tensor]:
+                mean = torch.special.i1e(value) / torch.special.i0e(value)  # the length that is expected
+                first = value * (length - mean)
+                return weight * first, weight * (first - value.square() * (1 - mean.square()) + value * mean)
+
+            return slope
+
+        # Without a prior the best direction does not depend on the concentration.
+        return self._in_turn("loc", best_loc, of_concentration, sweeps=1 if self.prior_loc is None else SWEEPS)
 
     def features(self, x: Tensor) -> Tensor:
         """Points on the unit circle, (M, 2 D)."""

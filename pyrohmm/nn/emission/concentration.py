@@ -17,6 +17,8 @@ NARROW = "concentration kept at the largest one, too few distinct points"
 # What the M-step keeps concentrations between. Without the upper bound a state that claims a single point would have
 # an infinite likelihood; with it, a spread is at least a thousandth of the mean (a milliradian, of an angle).
 LEAST, MOST = 1e-4, 1e6
+# Means and concentrations in turn, at most so often, or until neither changes by more.
+SWEEPS, TOLERANCE = 50, 1e-12
 
 Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From values v > 0 to f = d objective / d log v, positive below its only zero and negative above, and df / d log v."""
@@ -81,6 +83,28 @@ class ConcentrationEmission(EntriesEmission):
 
     def _best_concentration(self, slope: Slope, now: Tensor | None = None) -> Tensor:
         return best_log(slope, self._now("log_concentration") if now is None else now, self.prior)
+
+    def _in_turn(
+        self, name: str, best: Callable[[Tensor, Tensor], Tensor], slope: Callable[[Tensor], Slope], *, sweeps: int
+    ) -> dict[str, Tensor]:
+        """The best means, or the like, given the concentrations, and these given those, until neither changes.
+
+        Args:
+            name: of the table of the means.
+            best: from the present table and concentrations to the best table.
+            slope: from the table to what `best_log` needs.
+            sweeps: how often, at most.
+        """
+        middle, log_concentration = self._now(name), self._now("log_concentration")
+        for _ in range(sweeps):
+            before = middle, log_concentration
+            middle = self._unless_frozen(name, best(middle, log_concentration.exp()))
+            narrow = self._best_concentration(slope(middle), log_concentration)
+            log_concentration = self._unless_frozen("log_concentration", narrow)
+            both = zip((middle, log_concentration), before, strict=True)
+            if all((new - old).abs().max() <= TOLERANCE for new, old in both):
+                break
+        return {name: middle, "log_concentration": log_concentration}
 
     def _met(self, tables: dict[str, Tensor], sums: Statistics) -> Events:
         # A root at the end of its bracket is found to rounding.

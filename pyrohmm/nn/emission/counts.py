@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import jitter, select, start
 from pyrohmm.nn._conjugate import GammaEntries
-from pyrohmm.nn._prior import beta_log_prob, beta_mode, beta_prior
+from pyrohmm.nn._prior import beta_log_prob, beta_mode, beta_prior, gamma_log_prob, gamma_prior
 from pyrohmm.nn.emission._laws import NegativeBinomial
 from pyrohmm.nn.emission.concentration import ConcentrationEmission
 from pyrohmm.nn.emission.rates import RateEmission
@@ -111,6 +111,7 @@ class NegativeBinomialEmission(ConcentrationEmission, _Counts):
         concentration: the start of r, a number or a shape that broadcasts to (K, D).
         noise: size of the normal noise added to the log means at the start, unless `mean` is (K, D).
         prior: `Gamma` on each concentration, with a concentration of at least 1 and a rate, which broadcast to (K, D).
+        mean_prior: `Gamma` on each mean, likewise.
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -142,6 +143,7 @@ class NegativeBinomialEmission(ConcentrationEmission, _Counts):
         concentration: Any = 1.0,
         noise: float = 0.1,
         prior: Any = None,
+        mean_prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__(num_states, dim)
@@ -149,10 +151,17 @@ class NegativeBinomialEmission(ConcentrationEmission, _Counts):
         centre = start("mean", 1.0 if mean is None else mean, shape, 0)
         self.log_mean = nn.Parameter(centre.log() + noise * jitter(mean, shape, generator))
         self._start_concentration(concentration, prior)
+        self.register_buffer("prior_mean", gamma_prior(mean_prior, shape, "mean_prior"))
 
     def _entries(self, state: Tensor) -> TorchDistributionMixin:
         log_mean, log_concentration = select(self.log_mean, state), select(self.log_concentration, state)
         return NegativeBinomial(log_concentration.exp(), logits=log_mean - log_concentration)
+
+    def log_prior(self) -> Tensor:
+        """The log-density of concentrations and means under the priors, up to a constant, () or (R,); see `Part`."""
+        if self.prior_mean is None:
+            return super().log_prior()
+        return super().log_prior() + gamma_log_prob(table(self.log_mean, 2), self.prior_mean).sum((-2, -1))
 
     def _hidden(self, x: Tensor) -> dict[str, Tensor]:
         log_concentration = self._now("log_concentration").unsqueeze(-3)
@@ -167,7 +176,7 @@ class NegativeBinomialEmission(ConcentrationEmission, _Counts):
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
         total, rise, bend = sums["total"], sums["rise"], sums["bend"]
         before = (sums["log_before"] / sums["weight"].clamp_min(LEAST_WEIGHT)).exp()
-        log_mean = (total / weight).log().clamp_min(LEAST_LOG_RATE)
+        log_mean = self._best_mean(weight, sums).log().clamp_min(LEAST_LOG_RATE)
         mean = self._unless_frozen("log_mean", log_mean).exp()
         off = weight * mean - total  # 0 at the best mean
         left = rise - before * bend
@@ -185,6 +194,19 @@ class NegativeBinomialEmission(ConcentrationEmission, _Counts):
             return value, change - weight * (growth - mean * share) + off * share * (1 - share)
 
         return {"log_mean": log_mean, "log_concentration": self._best_concentration(slope)}
+
+    def _best_mean(self, weight: Tensor, sums: Statistics) -> Tensor:
+        total = sums["total"]
+        if self.prior_mean is None:
+            return total / weight
+        # Given the concentration r, the slope of (total + a - 1) log m - (weight r + total) log(r + m) - b m is 0 where
+        # (b / r) m^2 + (weight + b - (a - 1) / r) m = total + a - 1. Of the two forms of the root, that without a
+        # difference.
+        shape, rate = self.prior_mean.double().unbind(-1)
+        inverse = (-sums.get("log_concentration", self._now("log_concentration"))).exp()
+        total, linear, square = total + shape - 1, weight + rate - (shape - 1) * inverse, rate * inverse
+        root = (linear.square() + 4 * square * total).sqrt()
+        return torch.where(linear > 0, 2 * total / (root + linear.abs()), (root - linear) / (2 * square))
 
     def _met(self, tables: dict[str, Tensor], sums: Statistics) -> Events:
         # A large concentration is nothing bad: the counts are those of a Poisson distribution.
@@ -228,7 +250,8 @@ class _ZeroInflated(_Counts):
             # gate / (gate + (1 - gate) p(0)) of the zeros are expected to come from the gate.
             extra = sums["zeros"] * (tables["gate_logits"] - self._log_zero(tables)).sigmoid()
             counted = (weight - extra).clamp_min(LEAST_WEIGHT)
-            new = super()._best(counted, sums) | {"gate_logits": beta_mode(extra, counted, self.prior_gate)}
+            # With the tables of this sweep, given which others are the best.
+            new = super()._best(counted, sums | tables) | {"gate_logits": beta_mode(extra, counted, self.prior_gate)}
             tables = {name: self._unless_frozen(name, value) for name, value in new.items()}
         return tables
 
@@ -307,6 +330,7 @@ class ZeroInflatedNegativeBinomialEmission(_ZeroInflated, NegativeBinomialEmissi
         gate: the start of the probability of an extra zero, a number, (D,) for all states or (K, D); 0.1 if None.
         noise: size of the normal noise added to log means and gate logits at the start, unless they are (K, D).
         prior: `Gamma` on each concentration, with a concentration of at least 1 and a rate, which broadcast to (K, D).
+        mean_prior: `Gamma` on each mean, likewise.
         gate_prior: `Beta` on each gate, with concentrations that broadcast to (K, D), of at least 1.
         generator: source of the noise; torch's global one if None.
 
@@ -339,10 +363,10 @@ class ZeroInflatedNegativeBinomialEmission(_ZeroInflated, NegativeBinomialEmissi
         gate: Any = None,
         noise: float = 0.1,
         prior: Any = None,
+        mean_prior: Any = None,
         gate_prior: Any = None,
         generator: Generator | None = None,
     ):
-        super().__init__(
-            num_states, dim, mean=mean, concentration=concentration, noise=noise, prior=prior, generator=generator
-        )
+        options = {"noise": noise, "prior": prior, "mean_prior": mean_prior, "generator": generator}
+        super().__init__(num_states, dim, mean=mean, concentration=concentration, **options)
         self._start_gate(gate, noise, gate_prior, generator)

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import count, jitter, select, start
 from pyrohmm.nn._free import num_trainable
+from pyrohmm.nn._prior import inverse_gamma_log_prob, inverse_gamma_prior, normal_log_prob, normal_prior
 from pyrohmm.nn.emission.entries import ObservedGaussian
 from pyrohmm.nn.emission.gaussian import NARROW, middle, moments, moments_given, total_variance
 from pyrohmm.nn.emission.table import TableEmission
@@ -25,7 +26,8 @@ class FactorAnalysisEmission(TableEmission):
 
     That is x = mu_k + W_k u + noise, with Q standard normal factors u. With K states it is a mixture of factor
     analysers along a chain, with D (Q + 2) numbers a state in place of the D (D + 3) / 2 of a full covariance. The
-    M-step improves W and sigma by EM on the factors, without reaching the maximum at once.
+    M-step improves W and sigma by EM on the factors, without reaching the maximum at once; with a prior on the means,
+    these are the best ones given W and sigma.
 
     Args:
         num_states: K.
@@ -38,6 +40,10 @@ class FactorAnalysisEmission(TableEmission):
         factors: the start of W, (K, D, Q), in units of the data; from noise if None. Where it is 0, EM leaves it so.
         least_scale: the M-step keeps every sigma above this part of the standard deviation of all data: without a
             bound a factor could explain an entry exactly, with an infinite likelihood.
+        loc_prior: `Normal` on each mean, with parameters that broadcast to (K, D).
+        factors_prior: `Normal` on each entry of W, with parameters that broadcast to (K, D, Q); of mean 0 it does not
+            see rotations of the factors.
+        noise_prior: `InverseGamma` on each sigma^2, with parameters that broadcast to (K, D).
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -49,7 +55,7 @@ class FactorAnalysisEmission(TableEmission):
 
     Raises:
         TypeError, ValueError: a size that is no positive int, a `rank` above D, a start of another shape, not finite,
-            or not positive (`scale`).
+            or not positive (`scale`), a prior that does not fit.
 
     Reference:
         Rubin and Thayer (1982), "EM algorithms for ML factor analysis"; Ghahramani and Hinton (1996), "The EM
@@ -73,6 +79,9 @@ class FactorAnalysisEmission(TableEmission):
         noise: float = 1.0,
         factors: Any = None,
         least_scale: float = 1e-3,
+        loc_prior: Any = None,
+        factors_prior: Any = None,
+        noise_prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__(num_states, (count("dim", dim),))
@@ -89,6 +98,9 @@ class FactorAnalysisEmission(TableEmission):
         self.factors = nn.Parameter(start("factors", factors, (*shape, rank)))
         self.register_buffer("centre", self.loc.detach().mean(0))
         self.least_scale = float(start("least_scale", least_scale, (), 0))
+        self.register_buffer("prior_loc", normal_prior(loc_prior, shape, "loc_prior"))
+        self.register_buffer("prior_factors", normal_prior(factors_prior, (*shape, rank), "factors_prior"))
+        self.register_buffer("prior_noise", inverse_gamma_prior(noise_prior, shape, "noise_prior"))
 
     def _distribution(self, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         loc, factors = select(self.loc, state), select(self.factors, state, 2)
@@ -97,6 +109,17 @@ class FactorAnalysisEmission(TableEmission):
             return dist.LowRankMultivariateNormal(loc, factors, variance)
         covariance = factors @ factors.mT + variance.diag_embed()
         return ObservedGaussian(dist.MultivariateNormal(loc, covariance), observed)
+
+    def log_prior(self) -> Tensor:
+        """The log-density of the parameters under the priors, up to a constant, () or (R,); see `Part`."""
+        total = super().log_prior()
+        if self.prior_loc is not None:
+            total = total + normal_log_prob(table(self.loc, 2), self.prior_loc).sum((-2, -1))
+        if self.prior_factors is not None:
+            total = total + normal_log_prob(table(self.factors, 3), self.prior_factors).sum((-3, -2, -1))
+        if self.prior_noise is not None:
+            total = total + inverse_gamma_log_prob(2 * table(self.log_scale, 2), self.prior_noise).sum((-2, -1))
+        return total
 
     def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
         """Take sums for EM from the mean of these observations (M, D) from now on."""
@@ -134,7 +157,7 @@ class FactorAnalysisEmission(TableEmission):
         empty = weight <= LEAST_WEIGHT
         count = weight.masked_fill(empty, 1.0).unsqueeze(-1)
         old = table(self.loc.detach(), 2).double()
-        assign(self.loc, torch.where(empty.unsqueeze(-1), old, first / count + centre))
+        assign(self.loc, torch.where(empty.unsqueeze(-1), old, self._best_off(count, first, centre) + centre))
         # About the means as they are now, which may be frozen.
         off, mean = table(self.loc.detach(), 2).double() - centre, first / count
         cross = off.unsqueeze(-1) * mean.unsqueeze(-2)
@@ -145,14 +168,27 @@ class FactorAnalysisEmission(TableEmission):
         least = self.least_scale**2 * unit_variance.unsqueeze(-2)
         factors, variance = old_factors, old_variance = self._tables()
         for _ in range(INNER_STEPS):
-            factors, variance = self._improved(factors, variance, spread, least)
+            factors, variance = self._improved(factors, variance, spread, least, count)
         assign(self.factors, torch.where(empty[..., None, None], old_factors, factors))
         variance = torch.where(empty.unsqueeze(-1), old_variance, variance)
         assign(self.log_scale, 0.5 * variance.log())
         return {EMPTY: empty, NARROW: (variance <= least).any(-1) & ~empty}
 
-    def _improved(self, factors: Tensor, variance: Tensor, spread: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of EM, from the covariance of the data."""
+    def _best_off(self, count: Tensor, first: Tensor, centre: Tensor) -> Tensor:
+        """The best means given the covariances, less the centre."""
+        if self.prior_loc is None:
+            return first / count
+        loc, scale = self.prior_loc.double().unbind(-1)
+        factors, variance = self._tables()
+        precision = torch.linalg.inv(factors @ factors.mT + variance.diag_embed())
+        pull = (precision @ first.unsqueeze(-1)).squeeze(-1) + (loc - centre) * scale**-2
+        curvature = count.unsqueeze(-1) * precision + (scale**-2).diag_embed()
+        return torch.linalg.solve(curvature, pull.unsqueeze(-1)).squeeze(-1)
+
+    def _improved(
+        self, factors: Tensor, variance: Tensor, spread: Tensor, least: Tensor, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of EM, from the covariance of `count` data."""
         scaled = factors / variance.unsqueeze(-1)
         unit = torch.eye(self.rank, dtype=factors.dtype, device=factors.device)
         # Of the factors given x: this covariance, and the mean gain^T (x - loc).
@@ -161,11 +197,23 @@ class FactorAnalysisEmission(TableEmission):
         with_data = spread @ gain
         second = covariance + gain.mT @ with_data
         if self.factors.requires_grad:
-            factors = torch.linalg.solve(second, with_data.mT).mT
+            factors = self._best_factors(second, with_data, count / variance)
         if self.log_scale.requires_grad:
             left = spread.diagonal(dim1=-2, dim2=-1) + ((factors @ second - 2 * with_data) * factors).sum(-1)
+            if self.prior_noise is not None:
+                concentration, rate = self.prior_noise.double().unbind(-1)
+                left = (count * left + 2 * rate) / (count + 2 * (concentration + 1))
             variance = torch.maximum(left, least)
         return factors, variance
+
+    def _best_factors(self, second: Tensor, with_data: Tensor, worth: Tensor) -> Tensor:
+        """Given the moments of the hidden factors, and with each other's and the data's; `worth` is n / sigma^2."""
+        if self.prior_factors is None:
+            return torch.linalg.solve(second, with_data.mT).mT
+        loc, scale = self.prior_factors.double().unbind(-1)
+        curvature = worth[..., None, None] * second.unsqueeze(-3) + (scale**-2).diag_embed()
+        pull = worth.unsqueeze(-1) * with_data + loc * scale**-2
+        return torch.linalg.solve(curvature, pull.unsqueeze(-1)).squeeze(-1)
 
     @property
     def num_free_parameters(self) -> int:

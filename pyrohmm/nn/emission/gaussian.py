@@ -66,6 +66,9 @@ class GaussianEmission(TableEmission):
     torch.Size([2, 3, 3])
     """
 
+    # Whether there is a prior on the covariances, be it with one on the means or without.
+    _covariance_prior: bool = False
+
     def __init__(
         self,
         num_states: int,
@@ -109,25 +112,31 @@ class GaussianEmission(TableEmission):
                 f"prior: expected a {family.__name__} for covariance={self.covariance!r}, got {type(prior).__name__}"
             )
         num_states, dim = self.loc.shape
+        self.register_buffer("prior_loc", start("prior.loc", prior.loc, (num_states, dim)))
+        self.register_buffer("prior_strength", start("prior.strength", prior.strength, (num_states, 1), 0))
+        self._set_covariance_prior(prior, "prior")
+
+    def _set_covariance_prior(self, prior: Any, name: str) -> None:
+        """What a prior says of the covariances, by degrees and scale or by concentration and rate."""
+        num_states, dim = self.loc.shape
         own = {"diag": (num_states, dim), "spherical": (num_states,), "full": (num_states,), "tied": ()}[
             self.covariance
         ]
-        self.register_buffer("prior_loc", start("prior.loc", prior.loc, (num_states, dim)))
-        self.register_buffer("prior_strength", start("prior.strength", prior.strength, (num_states, 1), 0))
-        if isinstance(prior, NormalInverseWishart):
+        self._covariance_prior = True
+        if self.covariance in ("full", "tied"):
             degrees = torch.as_tensor(prior.degrees)
             degrees = degrees.squeeze(-1) if degrees.dim() == 2 else degrees
-            self.register_buffer("prior_shape", start("prior.degrees", degrees, own, dim - 1))
-            scale = start("prior.scale", prior.scale, (*own, dim, dim))
+            self.register_buffer("prior_shape", start(f"{name}.degrees", degrees, own, dim - 1))
+            scale = start(f"{name}.scale", prior.scale, (*own, dim, dim))
             if torch.linalg.cholesky_ex(scale).info.any() or not torch.allclose(scale, scale.mT):
-                raise ValueError(f"prior.scale: expected positive definite matrices, got {prior.scale}")
+                raise ValueError(f"{name}.scale: expected positive definite matrices, got {prior.scale}")
             self.register_buffer("prior_scale", scale)
         else:
             squeezed = [torch.as_tensor(value) for value in (prior.concentration, prior.rate)]
             if self.covariance == "spherical":
                 squeezed = [value.squeeze(-1) if value.dim() == 2 else value for value in squeezed]
-            self.register_buffer("prior_shape", start("prior.concentration", squeezed[0], own, 0))
-            self.register_buffer("prior_scale", start("prior.rate", squeezed[1], own, 0))
+            self.register_buffer("prior_shape", start(f"{name}.concentration", squeezed[0], own, 0))
+            self.register_buffer("prior_scale", start(f"{name}.rate", squeezed[1], own, 0))
 
     def _distribution(self, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         return self._about(select(self.loc, state), state, observed)
@@ -154,25 +163,28 @@ class GaussianEmission(TableEmission):
 
     def log_prior(self) -> Tensor:
         """The log-density of means and covariances under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.prior_family is None:
+        if not self._covariance_prior:
             return super().log_prior()
-        loc, dim = table(self.loc, 2), self.loc.shape[-1]
-        off, shape, scale = loc - self.prior_loc, self.prior_shape, self.prior_scale
+        dim, shape, scale = self.loc.shape[-1], self.prior_shape, self.prior_scale
+        off = None if self.prior_family is None else table(self.loc, 2) - self.prior_loc
         if self.covariance in ("diag", "spherical"):
             dims = 2 if self.covariance == "diag" else 1
             log_variance = 2 * table(self.log_scale, dims)
-            density = -(shape + 1) * log_variance - scale / log_variance.exp()
+            density = (-(shape + 1) * log_variance - scale / log_variance.exp()).flatten(-dims).sum(-1)
+            if off is None:
+                return density
             wide = log_variance if dims == 2 else log_variance.unsqueeze(-1)
             mean = -0.5 * (wide + self.prior_strength * off.square() / wide.exp())
-            return density.flatten(-dims).sum(-1) + mean.sum((-2, -1))
+            return density + mean.sum((-2, -1))
         factor = self._scale_tril(self.log_scale.exp())
         factor = table(factor, 3 if self.covariance == "full" else 2)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         inverse = torch.cholesky_inverse(factor)
         density = -0.5 * (shape + dim + 1) * log_det - 0.5 * (scale * inverse).sum((-2, -1))
-        if self.covariance == "full":
-            density = density.sum(-1)
-        else:
+        density = density.sum(-1) if self.covariance == "full" else density
+        if off is None:
+            return density
+        if self.covariance == "tied":
             log_det, inverse = log_det.unsqueeze(-1), inverse.unsqueeze(-3)
         squares = (off.unsqueeze(-2) @ inverse @ off.unsqueeze(-1)).squeeze((-2, -1))
         return density - 0.5 * (log_det + self.prior_strength.squeeze(-1) * squares).sum(-1)
@@ -324,14 +336,14 @@ class GaussianEmission(TableEmission):
     def _set_scales(self, squares: Tensor, weight: Tensor, empty: Tensor, total_variance: Tensor) -> Tensor:
         """The M-step of variances, from sums of squares about the means (*lead, K, D)."""
         spherical = self.covariance == "spherical"
-        off = table(self.loc.detach(), 2).double()
         if self.prior_family is not None:
-            squares = squares + self.prior_strength * (off - self.prior_loc).square()
+            off = table(self.loc.detach(), 2).double() - self.prior_loc
+            squares = squares + self.prior_strength * off.square()
             weight = weight + 1
         least = self.least_scale**2 * total_variance.unsqueeze(-2)
         if spherical:
             squares, weight, least, empty = squares.sum(-1), weight.sum(-1), least.mean(-1), empty.all(-1)
-        if self.prior_family is not None:
+        if self._covariance_prior:
             squares, weight = squares + 2 * self.prior_scale, weight + 2 * (self.prior_shape + 1)
         variance = squares / weight.masked_fill(empty, 1.0)
         narrow = (variance < least) & ~empty
@@ -348,7 +360,7 @@ class GaussianEmission(TableEmission):
             squares, weight = squares + worth * off.unsqueeze(-1) * off.unsqueeze(-2), weight + 1
         if tied:
             squares, weight, empty = squares.sum(-3), weight.sum(-1), empty.all(-1)
-        if self.prior_family is not None:
+        if self._covariance_prior:
             squares, weight = squares + self.prior_scale, weight + self.prior_shape + dim + 1
         covariance = squares / weight.masked_fill(empty, 1.0)[..., None, None]
         # In coordinates in which all data have unit variance, no eigenvalue is below the bound.

@@ -1,6 +1,7 @@
 """Emissions whose parameters are the output of a network."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from pyrohmm.nn._common import context_inputs, count, dry_run, join, previous_values, select
 from pyrohmm.nn._free import num_trainable
+from pyrohmm.nn._prior import normal_log_prob_of, normal_prior
 from pyrohmm.nn._relabel import Ordered, as_permutation
 from pyrohmm.nn.emission.entries import independent
 from pyrohmm.nn.part import Part
@@ -19,7 +21,11 @@ Family = str | Callable[[Tensor], TorchDistributionMixin]
 class _NetworkEmission(Ordered, Part):
     """The network, its features and its family. `memory` is the size of the previous observations as features."""
 
-    def __init__(self, num_states: int, net: nn.Module, family: Family, context: int, order: int, memory: int):
+    prior: Tensor | None
+
+    def __init__(
+        self, num_states: int, net: nn.Module, family: Family, context: int, order: int, memory: int, prior: Any
+    ):
         super().__init__()
         self.num_states = count("num_states", num_states)
         self.context = count("context", context, least=0)
@@ -37,6 +43,11 @@ class _NetworkEmission(Ordered, Part):
         self.event_shape = law.event_shape
         self.num_params = params.shape[-1]
         self.net = net
+        self.register_buffer("prior", normal_prior(prior, ()))
+
+    def log_prior(self) -> Tensor:
+        """The log-density of the network's parameters under the prior, up to a constant, (); see `Part`."""
+        return super().log_prior() if self.prior is None else normal_log_prob_of(self, self.prior)
 
     def _law(self, params: Tensor, observed: Tensor | None = None) -> TorchDistributionMixin:
         match self.family:
@@ -121,6 +132,7 @@ class NeuralEmission(_NetworkEmission):
             symbol), "gaussian" (2 D: means, then log scales), "poisson" (D log rates); or a function from these
             outputs (..., P) to a Pyro distribution of batch shape (...).
         context: C, the size of the inputs; 0 for none.
+        prior: `Normal` of numbers, e.g. `Normal(0.0, 1.0)`, on every parameter of the network (weight decay).
 
     Attributes:
         num_states, event_shape, order: K; () for "categorical", (D,) for the other names, else that of the function's
@@ -128,7 +140,7 @@ class NeuralEmission(_NetworkEmission):
 
     Raises:
         TypeError, ValueError: a size that is no int in range, a `net` that takes other features or whose output does
-            not fit `family`, another `family`.
+            not fit `family`, another `family`, a `prior` that does not fit.
 
     A `net` that is an `nn.Sequential` and starts with `nn.Linear` runs faster, to the same result: the state and the
     other features then pass through that layer apart.
@@ -140,8 +152,16 @@ class NeuralEmission(_NetworkEmission):
     (torch.Size([4, 5, 7]), torch.Size([88]))
     """
 
-    def __init__(self, num_states: int, net: nn.Module, family: Family = "bernoulli", *, context: int = 0):
-        super().__init__(num_states, net, family, context, order=0, memory=0)
+    def __init__(
+        self,
+        num_states: int,
+        net: nn.Module,
+        family: Family = "bernoulli",
+        *,
+        context: int = 0,
+        prior: Any = None,
+    ):
+        super().__init__(num_states, net, family, context, order=0, memory=0, prior=prior)
 
     def forward(
         self,
@@ -187,6 +207,7 @@ class AutoregressiveEmission(_NetworkEmission):
         dim: D, the size of an observation as features: the number of its entries, or V with "categorical".
         order: the number of last observations seen.
         context: C, the size of the inputs; 0 for none.
+        prior: `Normal` of numbers, e.g. `Normal(0.0, 1.0)`, on every parameter of the network (weight decay).
 
     Attributes:
         num_states, event_shape, order: as in `NeuralEmission`, and the given order.
@@ -210,9 +231,10 @@ class AutoregressiveEmission(_NetworkEmission):
         dim: int,
         order: int = 1,
         context: int = 0,
+        prior: Any = None,
     ):
         memory = count("order", order) * count("dim", dim)
-        super().__init__(num_states, net, family, context, order, memory)
+        super().__init__(num_states, net, family, context, order, memory, prior)
         self.dim = dim
         size = self.num_params if family == "categorical" else self.event_shape.numel()
         if size != dim:

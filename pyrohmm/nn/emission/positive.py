@@ -8,12 +8,13 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import jitter, select, start
+from pyrohmm.nn._prior import inverse_gamma_log_prob, inverse_gamma_prior
 from pyrohmm.nn.emission._laws import Gamma
-from pyrohmm.nn.emission.concentration import ConcentrationEmission, gamma_slope
+from pyrohmm.nn.emission.concentration import SWEEPS, ConcentrationEmission, Slope, gamma_slope
 from pyrohmm.nn.emission.entries import independent
 from pyrohmm.nn.emission.gaussian import GaussianEmission
 from pyrohmm.nn.emission.rates import RateEmission
-from pyrohmm.nn.part import Statistics
+from pyrohmm.nn.part import Statistics, table
 from pyrohmm.nn.priors import NormalInverseGamma
 
 # The M-step keeps logarithms of rates and means within it, where float32 has room for products with data.
@@ -87,6 +88,7 @@ class GammaEmission(ConcentrationEmission):
         concentration: the start of c, a number or a shape that broadcasts to (K, D).
         noise: size of the normal noise added to the log means at the start, unless `mean` is (K, D).
         prior: `Gamma` on each concentration, with a concentration of at least 1 and a rate, which broadcast to (K, D).
+        mean_prior: `InverseGamma` on each mean, with parameters that broadcast to (K, D), its rate in units of x.
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -119,6 +121,7 @@ class GammaEmission(ConcentrationEmission):
         concentration: Any = 1.0,
         noise: float = 0.1,
         prior: Any = None,
+        mean_prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__(num_states, dim)
@@ -126,20 +129,36 @@ class GammaEmission(ConcentrationEmission):
         centre = start("mean", 1.0 if mean is None else mean, shape, 0)
         self.log_mean = nn.Parameter(centre.log() + noise * jitter(mean, shape, generator))
         self._start_concentration(concentration, prior)
+        self.register_buffer("prior_mean", inverse_gamma_prior(mean_prior, shape, "mean_prior"))
 
     def _entries(self, state: Tensor) -> TorchDistributionMixin:
         concentration = select(self.log_concentration, state).exp()
         return Gamma(concentration, concentration * (-select(self.log_mean, state)).exp())
 
+    def log_prior(self) -> Tensor:
+        """The log-density of concentrations and means under the priors, up to a constant, () or (R,); see `Part`."""
+        if self.prior_mean is None:
+            return super().log_prior()
+        return super().log_prior() + inverse_gamma_log_prob(table(self.log_mean, 2), self.prior_mean).sum((-2, -1))
+
     def _sufficient(self, x: Tensor) -> dict[str, Tensor]:
         return {"total": x, "log": positive_log(x)}
 
     def _best(self, weight: Tensor, sums: Statistics) -> dict[str, Tensor]:
-        log_mean = (sums["total"] / weight).log().clamp(-LARGEST_LOG, LARGEST_LOG)
-        now = self._unless_frozen("log_mean", log_mean)
-        # The first two terms cancel at the best mean.
-        gap = sums["total"] / weight * (-now).exp() - 1 + now - sums["log"] / weight
-        return {"log_mean": log_mean, "log_concentration": self._best_concentration(gamma_slope(weight, gap))}
+        def best_mean(_: Tensor, concentration: Tensor) -> Tensor:
+            total, share = sums["total"], weight
+            if self.prior_mean is not None:
+                shape, rate = self.prior_mean.double().unbind(-1)
+                total, share = concentration * total + rate, concentration * share + shape + 1
+            return (total / share).log().clamp(-LARGEST_LOG, LARGEST_LOG)
+
+        def of_concentration(log_mean: Tensor) -> Slope:
+            # The first two terms cancel at the best mean without a prior.
+            gap = sums["total"] / weight * (-log_mean).exp() - 1 + log_mean - sums["log"] / weight
+            return gamma_slope(weight, gap)
+
+        # Without a prior the best mean does not depend on the concentration.
+        return self._in_turn("log_mean", best_mean, of_concentration, sweeps=1 if self.prior_mean is None else SWEEPS)
 
     def features(self, x: Tensor) -> Tensor:
         """Logarithms, in which a factor is a distance, (M, D)."""

@@ -8,11 +8,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import context_inputs, count, jitter, join, previous_values, select, start
-from pyrohmm.nn._prior import prior_buffer
+from pyrohmm.nn._prior import normal_log_prob, normal_prior
 from pyrohmm.nn.emission.entries import independent
 from pyrohmm.nn.emission.gaussian import NARROW, GaussianEmission, filled_in, total_variance
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import EMPTY, LEAST_WEIGHT, Events, Statistics, add_up, assign, blocks, table, weighted_sums
+from pyrohmm.nn.priors import InverseWishart
 
 # Of the largest eigenvalue of a matrix with unit diagonal. In directions with less the data say nothing.
 SINGULAR = 1e-11
@@ -29,13 +30,15 @@ class _OnFeatures(TableEmission):
 
     _bias: str
     prior_weight: Tensor | None
+    prior_bias: Tensor | None
 
-    def _set_up(self, order: int, context: int, weight: Any, prior: Any) -> None:
+    def _set_up(self, order: int, context: int, weight: Any, prior: Any, bias_prior: Any) -> None:
         self.order, self.context = order, context
         dim = self.event_shape.numel()
         shape = self.num_states, dim, order * dim + context
         self.weight = nn.Parameter(start("weight", 0.0 if weight is None else weight, shape))
-        self.register_buffer("prior_weight", prior_buffer(prior, torch.distributions.Normal, ["loc", "scale"], shape))
+        self.register_buffer("prior_weight", normal_prior(prior, shape))
+        self.register_buffer("prior_bias", normal_prior(bias_prior, shape[:2], "bias_prior"))
 
     def _law(self, predictor: Tensor, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         raise NotImplementedError
@@ -78,11 +81,14 @@ class _OnFeatures(TableEmission):
         return join(features)
 
     def log_prior(self) -> Tensor:
-        """The log-density of the weights under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.prior_weight is None:
-            return super().log_prior()
-        loc, scale = self.prior_weight.unbind(-1)
-        return -0.5 * ((table(self.weight, 3) - loc) / scale).square().sum((-3, -2, -1))
+        """The log-density of the parameters under the priors, up to a constant, () or (R,); see `Part`."""
+        total = super().log_prior()
+        if self.prior_weight is not None:
+            total = total + normal_log_prob(table(self.weight, 3), self.prior_weight).sum((-3, -2, -1))
+        if self.prior_bias is not None:
+            bias = table(getattr(self, self._bias), 2)
+            total = total + normal_log_prob(bias, self.prior_bias).sum((-2, -1))
+        return total
 
     def _coefficients(self) -> Tensor:
         """[W b], (*lead, K, D, F + 1) in float64."""
@@ -91,15 +97,13 @@ class _OnFeatures(TableEmission):
 
     def _with_prior(self, curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """The same of the objective with the prior; arguments as for `_step`."""
-        if self.prior_weight is None:
-            return curvature, slope
-        loc, scale = self.prior_weight.double().unbind(-1)
-        precision = scale.new_zeros(slope.shape[-3:])
-        precision[..., :-1] = scale**-2
-        pull = slope.new_zeros(slope.shape)
-        pull[..., :-1] = (loc - table(self.weight.detach(), 3)) * scale**-2
+        loc, precision = slope.new_zeros(2, *slope.shape[-3:])
+        if self.prior_weight is not None:
+            loc[..., :-1], precision[..., :-1] = _with_precision(self.prior_weight)
+        if self.prior_bias is not None:
+            loc[..., -1], precision[..., -1] = _with_precision(self.prior_bias)
         own = precision.reshape(self.num_states, -1, curvature.shape[-1])
-        return curvature + own.diag_embed(), slope + pull
+        return curvature + own.diag_embed(), slope + (loc - self._coefficients()) * precision
 
     def _step(self, curvature: Tensor, slope: Tensor) -> Tensor:
         """Newton's step of the coefficients that are not frozen.
@@ -141,10 +145,21 @@ class _LinearGaussian(_OnFeatures, GaussianEmission):
         context: int,
         weight: Any,
         prior: Any,
+        bias_prior: Any,
+        noise_prior: Any,
         **start: Any,
     ):
         super().__init__(num_states, dim, covariance, **start)
-        self._set_up(order, context, weight, prior)
+        self._set_up(order, context, weight, prior, bias_prior)
+        if noise_prior is None:
+            return
+        family = InverseWishart if covariance in ("full", "tied") else torch.distributions.InverseGamma
+        if not isinstance(noise_prior, family):
+            raise TypeError(
+                f"noise_prior: expected an {family.__name__} for covariance={covariance!r}, got "
+                f"{type(noise_prior).__name__}"
+            )
+        self._set_covariance_prior(noise_prior, "noise_prior")
 
     def _law(self, predictor: Tensor, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         return self._about(predictor, state, observed)
@@ -242,7 +257,7 @@ class _LinearGaussian(_OnFeatures, GaussianEmission):
 
     def _least_squares(self, gram: Tensor, slope: Tensor) -> Tensor:
         """The step to the best coefficients, given the covariance where a prior makes it matter."""
-        if self.prior_weight is None:
+        if self.prior_weight is None and self.prior_bias is None:
             return self._step(gram, slope)
         if self.covariance in ("full", "tied"):
             # The entries depend on each other: one system for all coefficients of a state.
@@ -260,8 +275,9 @@ class _LinearGaussian(_OnFeatures, GaussianEmission):
 class LinearRegressionEmission(_LinearGaussian):
     """D real numbers whose means are linear in the inputs c: p(x | z = k, c) = Normal(x; W_k c + b_k, S_k).
 
-    The M-step is weighted least squares, in closed form without a `prior`; with one, weights and covariances are
-    improved in turn. Directions of the inputs in which the data do not vary leave the weights as they are.
+    The M-step is weighted least squares, in closed form without a prior on weights or b; with one, these and the
+    covariances are improved in turn. Directions of the inputs in which the data do not vary leave the weights as they
+    are.
 
     Args:
         num_states: K.
@@ -273,6 +289,9 @@ class LinearRegressionEmission(_LinearGaussian):
         loc: the start of b, as in `GaussianEmission`.
         scale, noise, least_scale: as in `GaussianEmission`; the noise is added to b.
         prior: `Normal` on each weight, with parameters that broadcast to (K, D, C): ridge regression.
+        bias_prior: `Normal` on each entry of b, likewise with (K, D).
+        noise_prior: on the variances of what is left, `InverseGamma`, with parameters that broadcast to (K, D) for
+            "diag", (K, 1) for "spherical"; for "full" and "tied" `InverseWishart` on the covariances.
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -308,6 +327,8 @@ class LinearRegressionEmission(_LinearGaussian):
         noise: float = 1.0,
         least_scale: float = 1e-3,
         prior: Any = None,
+        bias_prior: Any = None,
+        noise_prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__(
@@ -318,6 +339,8 @@ class LinearRegressionEmission(_LinearGaussian):
             count("context", context),
             weight,
             prior,
+            bias_prior,
+            noise_prior,
             loc=loc,
             scale=scale,
             noise=noise,
@@ -344,6 +367,7 @@ class LinearAutoregressiveEmission(_LinearGaussian):
         weight: the start, what broadcasts to (K, D, L D + C); zero if None.
         loc, scale, noise, least_scale, generator: as in `LinearRegressionEmission`.
         prior: `Normal` on each weight, with parameters that broadcast to (K, D, L D + C).
+        bias_prior, noise_prior: as in `LinearRegressionEmission`.
 
     Attributes:
         weight: (K, D, L D + C) parameter.
@@ -377,6 +401,8 @@ class LinearAutoregressiveEmission(_LinearGaussian):
         noise: float = 1.0,
         least_scale: float = 1e-3,
         prior: Any = None,
+        bias_prior: Any = None,
+        noise_prior: Any = None,
         generator: Generator | None = None,
     ):
         super().__init__(
@@ -387,6 +413,8 @@ class LinearAutoregressiveEmission(_LinearGaussian):
             count("context", context, least=0),
             weight,
             prior,
+            bias_prior,
+            noise_prior,
             loc=loc,
             scale=scale,
             noise=noise,
@@ -403,9 +431,9 @@ class _GeneralisedLinear(_OnFeatures):
 
     _bias = "bias"
 
-    def __init__(self, num_states: int, dim: int, context: int, weight: Any, prior: Any, bias: Tensor):
+    def __init__(self, num_states: int, dim: int, context: int, weight: Any, prior: Any, bias_prior: Any, bias: Tensor):
         super().__init__(num_states, (count("dim", dim),))
-        self._set_up(0, count("context", context), weight, prior)
+        self._set_up(0, count("context", context), weight, prior, bias_prior)
         self.bias = nn.Parameter(bias)
 
     def _mean_and_curvature(self, predictor: Tensor) -> tuple[Tensor, Tensor]:
@@ -479,6 +507,7 @@ class LogisticRegressionEmission(_GeneralisedLinear):
         probs: the start of sigmoid(b), as in `BernoulliEmission`.
         noise: size of the normal noise added to b at the start, unless `probs` is (K, D).
         prior: `Normal` on each weight, with parameters that broadcast to (K, D, C).
+        bias_prior: `Normal` on each bias, likewise with (K, D).
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -509,11 +538,13 @@ class LogisticRegressionEmission(_GeneralisedLinear):
         probs: Any = None,
         noise: float = 0.1,
         prior: Any = None,
+        bias_prior: Any = None,
         generator: Generator | None = None,
     ):
         shape = count("num_states", num_states), count("dim", dim)
         mean = start("probs", 0.5 if probs is None else probs, shape, 0, 1)
-        super().__init__(*shape, context, weight, prior, mean.logit() + noise * jitter(probs, shape, generator))
+        bias = mean.logit() + noise * jitter(probs, shape, generator)
+        super().__init__(*shape, context, weight, prior, bias_prior, bias)
 
     def _law(self, predictor: Tensor, state: Tensor, observed: Tensor | None) -> TorchDistributionMixin:
         return independent(dist.Bernoulli(logits=predictor), observed)
@@ -544,6 +575,7 @@ class PoissonRegressionEmission(_GeneralisedLinear):
         rate: the start of exp(b) in counts for each step, as in `PoissonEmission`.
         noise: size of the normal noise added to b at the start, unless `rate` is (K, D).
         prior: `Normal` on each weight, with parameters that broadcast to (K, D, C).
+        bias_prior: `Normal` on each bias, likewise with (K, D).
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -575,11 +607,13 @@ class PoissonRegressionEmission(_GeneralisedLinear):
         rate: Any = None,
         noise: float = 0.1,
         prior: Any = None,
+        bias_prior: Any = None,
         generator: Generator | None = None,
     ):
         shape = count("num_states", num_states), count("dim", dim)
         mean = start("rate", 1.0 if rate is None else rate, shape, 0)
-        super().__init__(*shape, context, weight, prior, mean.log() + noise * jitter(rate, shape, generator))
+        bias = mean.log() + noise * jitter(rate, shape, generator)
+        super().__init__(*shape, context, weight, prior, bias_prior, bias)
         self.register_buffer("reach", torch.zeros(context))
         self._shared = ("reach",)
 
@@ -613,6 +647,12 @@ class PoissonRegressionEmission(_GeneralisedLinear):
     def features(self, x: Tensor) -> Tensor:
         """Square roots of the counts, whose spread does not grow with their mean, (M, D)."""
         return x.sqrt()
+
+
+def _with_precision(prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Location and precision of a Normal prior, in float64."""
+    loc, scale = prior.double().unbind(-1)
+    return loc, scale**-2
 
 
 def _and_one(features: Tensor) -> Tensor:

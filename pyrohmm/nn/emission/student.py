@@ -8,11 +8,17 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Generator, Tensor, nn
 
 from pyrohmm.nn._common import jitter, select, start
-from pyrohmm.nn._prior import gamma_log_prob, gamma_prior
+from pyrohmm.nn._prior import (
+    gamma_log_prob,
+    gamma_prior,
+    normal_inverse_gamma_log_prob,
+    normal_inverse_gamma_prior,
+)
 from pyrohmm.nn.emission.concentration import best_log, gamma_slope
 from pyrohmm.nn.emission.gaussian import NARROW, total_variance
 from pyrohmm.nn.emission.table import EntriesEmission
 from pyrohmm.nn.part import Events, Statistics, table
+from pyrohmm.nn.priors import NormalInverseGamma
 
 # What the M-step keeps the degrees of freedom between: a Gaussian is hardly different from the last, and below the
 # first the likelihood can grow without end on a few equal points.
@@ -29,7 +35,8 @@ class StudentTEmission(EntriesEmission):
             \left(1 + \frac{(x - \mathrm{loc})^2}{\nu\, \mathrm{scale}^2}\right)^{-(\nu + 1) / 2} .
 
     EM sees x as Gaussian of variance scale^2 / u with a hidden u of Gamma(nu / 2, nu / 2), and lets the mean of u be
-    free too (parameter expansion), which takes fewer steps. Freeze `log_degrees` for degrees that are known.
+    free too (parameter expansion), which takes fewer steps, unless there is a `loc_prior`. Freeze `log_degrees` for
+    degrees that are known.
 
     Args:
         num_states: K.
@@ -43,6 +50,7 @@ class StudentTEmission(EntriesEmission):
             infinite likelihood.
         prior: `Gamma` on each nu, with a concentration of at least 1 and a rate, which broadcast to (K, D); often
             Gamma(2, 0.1).
+        loc_prior: `NormalInverseGamma` on each loc and scale^2, with parameters that broadcast to (K, D).
         generator: source of the noise; torch's global one if None.
 
     Attributes:
@@ -79,6 +87,7 @@ class StudentTEmission(EntriesEmission):
         noise: float = 1.0,
         least_scale: float = 1e-3,
         prior: Any = None,
+        loc_prior: NormalInverseGamma | None = None,
         generator: Generator | None = None,
     ):
         super().__init__(num_states, dim)
@@ -90,6 +99,7 @@ class StudentTEmission(EntriesEmission):
         self.log_degrees = nn.Parameter(start("degrees", degrees, shape, 0).log())
         self.register_buffer("centre", self.loc.detach().mean(0))
         self.register_buffer("prior", gamma_prior(prior, shape))
+        self.register_buffer("prior_loc", normal_inverse_gamma_prior(loc_prior, shape, "loc_prior"))
         self.least_scale = float(start("least_scale", least_scale, (), 0))
 
     def _entries(self, state: Tensor) -> TorchDistributionMixin:
@@ -99,10 +109,14 @@ class StudentTEmission(EntriesEmission):
         return dist.StudentT(log_degrees.exp(), loc, log_scale.exp())
 
     def log_prior(self) -> Tensor:
-        """The log-density of the degrees of freedom under the prior, up to a constant, () or (R,); see `Part`."""
-        if self.prior is None:
-            return super().log_prior()
-        return gamma_log_prob(table(self.log_degrees, 2), self.prior).sum((-2, -1))
+        """The log-density of the parameters under the priors, up to a constant, () or (R,); see `Part`."""
+        total = super().log_prior()
+        if self.prior is not None:
+            total = total + gamma_log_prob(table(self.log_degrees, 2), self.prior).sum((-2, -1))
+        if self.prior_loc is not None:
+            loc, log_variance = table(self.loc, 2), 2 * table(self.log_scale, 2)
+            total = total + normal_inverse_gamma_log_prob(loc, log_variance, self.prior_loc).sum((-2, -1))
+        return total
 
     def _told(self) -> bool:
         return False
@@ -134,14 +148,21 @@ class StudentTEmission(EntriesEmission):
         precision, first, second = sums["precision"], sums["first"], sums["second"]
         precision = precision.clamp_min(torch.finfo(precision.dtype).tiny)
         centre = self.centre.double()
-        loc = first / precision + centre
+        prior = self.prior_loc
+        middle, worth, shape, rate = (0.0, 0.0, 0.0, 0.0) if prior is None else prior.double().unbind(-1)
+        loc = (first + worth * (middle - centre)) / (precision + worth) + centre
         off = self._unless_frozen("loc", loc) - centre
         squares = second - 2 * off * first + precision * off.square()
 
-        # The mean of u is free only where the scale can make up for it.
+        # The mean of u is free only where the scale can make up for it, which a prior on the scale does not let it.
         least = self._least_variance(sums)
-        free = squares / precision > least if self.log_scale.requires_grad else torch.zeros_like(least).bool()
-        variance = squares / torch.where(free, precision, weight)
+        free = squares / precision > least
+        if prior is not None:
+            free, squares = torch.zeros_like(free), squares + worth * (off + centre - middle).square() + 2 * rate
+        elif not self.log_scale.requires_grad:
+            free = torch.zeros_like(free)
+        steps = weight if prior is None else weight + 2 * shape + 3
+        variance = squares / torch.where(free, precision, steps)
         mean = precision / weight
         gap = torch.where(free, mean.log(), mean - 1) - sums["log_precision"] / weight
 

@@ -152,6 +152,25 @@ def test_many_states(num_states, num_axes, ax):
     ax.figure.draw_without_rendering()
 
 
+@pytest.mark.parametrize("num_states", [2, 19])
+def test_change_points(num_states, ax):
+    fitted = model(num_states, dim=2)
+    data = fitted.simulate(2, 20, lengths=torch.tensor([20, 12]), seed=0)
+    posterior = fitted.posterior(data)
+    times = torch.arange(20) * 2.0
+    plot_series(data, posterior, 1, change_points=torch.tensor([3, 11]), times=times, ax=ax)
+    for panel in ax.figure.axes[:3]:
+        lines = panel.collections[-1]
+        assert [segment[:, 0].tolist() for segment in lines.get_segments()] == [[5.0, 5.0], [21.0, 21.0]]
+        assert panel.get_xlim() == (-1.0, 23.0)
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == [*(["state 0", "state 1"] if num_states == 2 else []), "change points"]
+    for wrong in ([12], [-1], [1.5], [[1]]):
+        with pytest.raises(ValueError, match="change_points: expected steps among 0, ..., 11"):
+            plot_series(data, posterior, 1, change_points=wrong)
+    plot_series(data, posterior, 1, change_points=[], ax=ax.figure.add_subplot())
+
+
 def test_bad_dimensions():
     fitted = model(dim=2)
     data = fitted.simulate(1, 4, seed=0)

@@ -49,6 +49,8 @@ def test_what_is_no_matrix():
     neural = HMM(CategoricalEmission(2, 2), transition=NeuralTransition(2, context=1))
     with pytest.raises(ValueError, match="inputs"):
         transition_matrix(neural)
+    with pytest.raises(TypeError, match=r"expected a model, a chain or a matrix \(K, K\), got Sequences"):
+        transition_matrix(Sequences(torch.zeros(2, 3)))  # type: ignore[arg-type]
 
 
 def test_heat_map(ax):

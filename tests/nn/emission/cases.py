@@ -139,6 +139,14 @@ def on_inputs(draw: Callable[[int, Generator], Tensor], width: int = C) -> Calla
     return packed
 
 
+def more(prior: object, **priors: object) -> dict[str, object]:
+    """Further priors, if there is one."""
+    return {} if prior is None else priors
+
+
+NORMAL = dist.Normal(0.2, 0.5)
+INVERSE = dist.InverseGamma(torch.tensor([[1.5], [2.0]]), 0.7)
+INVERSE_WISHART = nn.InverseWishart(6.0, torch.eye(D) + 0.2)
 WISHART = nn.NormalInverseWishart(0.5, 2.0, 6.0, torch.eye(D) + 0.2)
 GAMMA = nn.NormalInverseGamma(0.5, 2.0, torch.tensor([[1.5], [2.0]]), 0.7)
 
@@ -167,14 +175,16 @@ CASES: dict[str, Case] = {
         for covariance in ("diag", "spherical", "full", "tied")
     },
     "negative binomial": Case(
-        lambda prior, generator: nn.NegativeBinomialEmission(K, D, prior=prior, generator=generator),
+        lambda prior, generator: nn.NegativeBinomialEmission(
+            K, D, prior=prior, generator=generator, **more(prior, mean_prior=dist.Gamma(3.0, 2.0))
+        ),
         dispersed,
         dist.Gamma(2.0, 0.5),
         steps=12,
     ),
     "zero-inflated poisson": Case(
         lambda prior, generator: nn.ZeroInflatedPoissonEmission(
-            K, D, prior=prior, gate_prior=None if prior is None else dist.Beta(2.0, 3.0), generator=generator
+            K, D, prior=prior, generator=generator, **more(prior, gate_prior=dist.Beta(2.0, 3.0))
         ),
         dispersed,
         dist.Gamma(2.0, 0.5),
@@ -182,7 +192,11 @@ CASES: dict[str, Case] = {
     ),
     "zero-inflated negative binomial": Case(
         lambda prior, generator: nn.ZeroInflatedNegativeBinomialEmission(
-            K, D, prior=prior, gate_prior=None if prior is None else dist.Beta(2.0, 3.0), generator=generator
+            K,
+            D,
+            prior=prior,
+            generator=generator,
+            **more(prior, gate_prior=dist.Beta(2.0, 3.0), mean_prior=dist.Gamma(3.0, 2.0)),
         ),
         dispersed,
         dist.Gamma(2.0, 0.5),
@@ -194,7 +208,9 @@ CASES: dict[str, Case] = {
         dist.Gamma(2.0, 0.5),
     ),
     "gamma": Case(
-        lambda prior, generator: nn.GammaEmission(K, D, prior=prior, generator=generator),
+        lambda prior, generator: nn.GammaEmission(
+            K, D, prior=prior, generator=generator, **more(prior, mean_prior=INVERSE)
+        ),
         positive,
         dist.Gamma(2.0, 0.5),
     ),
@@ -202,17 +218,23 @@ CASES: dict[str, Case] = {
         lambda prior, generator: nn.LogNormalEmission(K, D, prior=prior, generator=generator), positive, GAMMA
     ),
     "beta": Case(
-        lambda prior, generator: nn.BetaEmission(K, D, prior=prior, generator=generator),
+        lambda prior, generator: nn.BetaEmission(
+            K, D, prior=prior, generator=generator, **more(prior, mean_prior=dist.Beta(2.0, 5.0))
+        ),
         proportions,
         dist.Gamma(2.0, 0.5),
     ),
     "von mises": Case(
-        lambda prior, generator: nn.VonMisesEmission(K, D, prior=prior, generator=generator),
+        lambda prior, generator: nn.VonMisesEmission(
+            K, D, prior=prior, generator=generator, **more(prior, loc_prior=dist.VonMises(0.5, 4.0))
+        ),
         angles,
         dist.Gamma(2.0, 0.5),
     ),
     "student": Case(
-        lambda prior, generator: nn.StudentTEmission(K, D, prior=prior, generator=generator),
+        lambda prior, generator: nn.StudentTEmission(
+            K, D, prior=prior, generator=generator, **more(prior, loc_prior=GAMMA)
+        ),
         outliers,
         dist.Gamma(2.0, 0.1),
         steps=200,
@@ -254,10 +276,23 @@ CASES: dict[str, Case] = {
     **{
         f"linear {covariance}": Case(
             lambda prior, generator, covariance=covariance: Packed(
-                nn.LinearRegressionEmission(K, D, C, covariance, prior=prior, generator=generator), C
+                nn.LinearRegressionEmission(
+                    K,
+                    D,
+                    C,
+                    covariance,
+                    prior=prior,
+                    generator=generator,
+                    **more(
+                        prior,
+                        bias_prior=dist.Normal(torch.tensor([0.0, 1.0, -18.0]), 0.5),
+                        noise_prior=INVERSE if covariance in ("diag", "spherical") else INVERSE_WISHART,
+                    ),
+                ),
+                C,
             ),
             on_inputs(reals),
-            dist.Normal(0.2, 0.5),
+            NORMAL,
             steps=30,
             entries=False,
         )
@@ -273,7 +308,17 @@ CASES: dict[str, Case] = {
         entries=False,
     ),
     "factor analysis": Case(
-        lambda prior, generator: nn.FactorAnalysisEmission(K, D, 1, generator=generator), one_factor, steps=60
+        lambda prior, generator: nn.FactorAnalysisEmission(
+            K,
+            D,
+            1,
+            generator=generator,
+            factors_prior=prior,
+            **more(prior, loc_prior=dist.Normal(0.5, 0.3), noise_prior=INVERSE),
+        ),
+        one_factor,
+        NORMAL,
+        steps=60,
     ),
     "tied": Case(
         lambda prior, generator: nn.TiedEmission(
@@ -283,16 +328,22 @@ CASES: dict[str, Case] = {
         GAMMA,
     ),
     "logistic": Case(
-        lambda prior, generator: Packed(nn.LogisticRegressionEmission(K, D, C, prior=prior, generator=generator), C),
+        lambda prior, generator: Packed(
+            nn.LogisticRegressionEmission(K, D, C, prior=prior, generator=generator, **more(prior, bias_prior=NORMAL)),
+            C,
+        ),
         on_inputs(bits),
-        dist.Normal(0.2, 0.5),
+        NORMAL,
         steps=60,
         entries=False,
     ),
     "poisson regression": Case(
-        lambda prior, generator: Packed(nn.PoissonRegressionEmission(K, D, C, prior=prior, generator=generator), C),
+        lambda prior, generator: Packed(
+            nn.PoissonRegressionEmission(K, D, C, prior=prior, generator=generator, **more(prior, bias_prior=NORMAL)),
+            C,
+        ),
         on_inputs(counts),
-        dist.Normal(0.2, 0.5),
+        NORMAL,
         steps=30,
         entries=False,
     ),

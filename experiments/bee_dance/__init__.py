@@ -1,0 +1,1 @@
+"""How well a sticky autoregressive hidden Markov model finds the phases of a bee's dance: see README.md."""

@@ -1,0 +1,50 @@
+"""What a program is given to simulate."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Blank:
+    """What a program needs of `Sequences` that are yet to be simulated: all but the observations."""
+
+    num_total: int
+    num_steps: int
+    index: Tensor
+    lengths: Tensor | None
+    inputs: Tensor | None
+    x: None = None
+    mask: None = None
+    entries: None = None
+    labels: None = None
+    allowed: None = None
+
+    @classmethod
+    def of(
+        cls,
+        num_sequences: int,
+        num_steps: int,
+        lengths: Tensor | None,
+        inputs: Tensor | None,
+        device: torch.device,
+    ) -> "Blank":
+        """For the arguments of `simulate`, checked, on a device.
+
+        Raises:
+            ValueError: a size that is no positive int, or a tensor that does not fit.
+
+        >>> Blank.of(2, 5, torch.tensor([5, 3]), None, torch.device("cpu")).index
+        tensor([0, 1])
+        """
+        for name, size in (("num_sequences", num_sequences), ("num_steps", num_steps)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}: expected an int of at least 1, got {size!r}")
+        if lengths is not None and lengths.shape != (num_sequences,):
+            raise ValueError(f"lengths: expected shape ({num_sequences},), got {tuple(lengths.shape)}")
+        if inputs is not None and (inputs.dim() != 3 or inputs.shape[:2] != (num_sequences, num_steps)):
+            raise ValueError(f"inputs: expected shape ({num_sequences}, {num_steps}, C), got {tuple(inputs.shape)}")
+        lengths = None if lengths is None else lengths.to(device)
+        inputs = None if inputs is None else inputs.to(device)
+        return cls(num_sequences, num_steps, torch.arange(num_sequences, device=device), lengths, inputs)
