@@ -1,7 +1,6 @@
 """Which state of one model is which of another: states have no names of their own."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyrohmm.distributions import MarkovChain
@@ -73,6 +72,8 @@ def match_states(overlap: Tensor) -> Tensor:
         )
     if not overlap.isfinite().all():
         raise ValueError("overlap: expected finite entries, got others")
+    from scipy.optimize import linear_sum_assignment  # slow to load
+
     num_states = len(overlap)
     matched = linear_sum_assignment(overlap.mT.cpu().numpy(), maximize=True)[1].tolist()
     return torch.tensor([*matched, *(state for state in range(num_states) if state not in matched)])
