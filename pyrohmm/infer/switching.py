@@ -13,6 +13,7 @@ from pyrohmm.infer.common import check_counts, check_sequences
 from pyrohmm.infer.em import fit_em
 from pyrohmm.infer.history import History
 from pyrohmm.models import HMM, SwitchingSSM
+from pyrohmm.models.blank import check_data
 from pyrohmm.models.isolation import own_parameters
 from pyrohmm.nn import FactorAnalysisEmission, LinearRegressionEmission, Transition
 from pyrohmm.nn.switching import raw
@@ -77,7 +78,7 @@ def initialize_switching(
         raise TypeError(f"model: expected a pyrohmm.models.SwitchingSSM, got {type(model).__name__}")
     check_sequences("data", data)
     check_counts(restarts=restarts, steps=steps, emission_steps=emission_steps)
-    model._check(data)
+    check_data(data, model.emission.event_shape)
     dim, size = model.dynamics.dim, data.event_shape.numel()
     if dim > size:
         raise ValueError(f"model: expected at most {size} dimensions of the path, like an observation, got {dim}")

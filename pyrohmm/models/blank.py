@@ -1,9 +1,11 @@
-"""What a program is given to simulate."""
+"""What a program is given: data to read, or what to simulate."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pyrohmm.data import Sequences
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,18 @@ class Blank:
         lengths = None if lengths is None else lengths.to(device)
         inputs = None if inputs is None else inputs.to(device)
         return cls(num_sequences, num_steps, torch.arange(num_sequences, device=device), lengths, inputs)
+
+
+def check_data(data: Sequences | Blank, event_shape: tuple[int, ...]) -> None:
+    """An error unless `data` is what a model with observations of `event_shape` reads.
+
+    Raises:
+        TypeError: it is neither `Sequences` nor `Blank`.
+        ValueError: its observations have another shape.
+    """
+    if not isinstance(data, Sequences | Blank):
+        raise TypeError(f"data: expected pyrohmm.data.Sequences, got {type(data).__name__}; see Sequences.from_list")
+    if data.x is not None and data.x.shape[2:] != event_shape:
+        raise ValueError(
+            f"data: expected x of shape (N, T, *{tuple(event_shape)}), like the emission, got {tuple(data.x.shape)}"
+        )

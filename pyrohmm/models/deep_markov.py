@@ -1,6 +1,5 @@
 """The deep Markov model: a state space model with continuous states, its parts networks."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -11,14 +10,13 @@ from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import ContinuousPath
-from pyrohmm.models.blank import Blank
+from pyrohmm.models.blank import Blank, check_data
+from pyrohmm.models.inference_network import inference_network
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.models.saving import SavableModel
-from pyrohmm.nn import Combiner, GatedTransition, RecurrentEncoder
+from pyrohmm.nn import GatedTransition
 from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn.encoder.encoder import built
-
-_DIRECTIONS = {"mean-field": "both", "left-right": "forward", "right-left": "backward", "both": "both"}
 
 
 class DeepMarkovModel(SavableModel):
@@ -82,8 +80,6 @@ class DeepMarkovModel(SavableModel):
         super().__init__()
         if not isinstance(emission, nn.Module):
             raise TypeError(f"emission: expected a torch.nn.Module, got {type(emission).__name__}")
-        if inference not in _DIRECTIONS:
-            raise ValueError(f"inference: expected one of {tuple(_DIRECTIONS)}, got {inference!r}")
         if not isinstance(num_flows, int) or num_flows < 0:
             raise ValueError(f"num_flows: expected an int of at least 0, got {num_flows!r}")
         self.emission = emission
@@ -91,13 +87,10 @@ class DeepMarkovModel(SavableModel):
         self.transition = GatedTransition(dim, 2 * dim, generator=generator) if transition is None else transition
         if (shape := tuple(self.transition.initial.shape)) != (dim,):
             raise ValueError(f"transition: expected initial of shape ({dim},), like the state of emission, got {shape}")
-        direction = _DIRECTIONS[inference]
-        sources = 2 if direction == "both" else 1
-        self.encoder = RecurrentEncoder(
-            self.emission.event_shape.numel(), sources * hidden, direction, missing="entries", generator=generator
+        self.encoder, self.combiner = inference_network(
+            inference, self.emission.event_shape.numel(), dim, hidden, generator
         )
         self.dropout = nn.Dropout(dropout)
-        self.combiner = Combiner(dim, hidden, sources, mean_field=inference == "mean-field", generator=generator)
         self.flows = nn.ModuleList(
             built(lambda: affine_autoregressive(dim, [2 * dim]), generator) for _ in range(num_flows)
         )
@@ -190,22 +183,13 @@ class DeepMarkovModel(SavableModel):
         """
         device = next(self.parameters()).device
         blank = Blank.of(num_sequences, num_steps, lengths, None, device)
-        random = nullcontext() if seed is None else seeded(seed, device)
-        with torch.no_grad(), random, own_parameters(self):
+        with torch.no_grad(), seeded(seed, device), own_parameters(self):
             sites: Any = poutine.trace(self.model).get_trace(blank).nodes
         return Sequences(sites["x"]["value"], blank.lengths)
 
     def _prior(self, data: Sequences | Blank) -> ContinuousPath:
         """The law of the paths before anything was observed."""
-        if not isinstance(data, Sequences | Blank):
-            raise TypeError(
-                f"data: expected pyrohmm.data.Sequences, got {type(data).__name__}; see Sequences.from_list"
-            )
-        expected = tuple(self.emission.event_shape)
-        if data.x is not None and data.x.shape[2:] != expected:
-            raise ValueError(
-                f"data: expected x of shape (N, T, *{expected}), like the emission, got {tuple(data.x.shape)}"
-            )
+        check_data(data, self.emission.event_shape)
         transition = self.transition
         return ContinuousPath(
             transition,

@@ -1,7 +1,7 @@
 """The hidden Markov model as a Pyro program, built from parts."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
@@ -17,7 +17,7 @@ from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain, statewise
 from pyrohmm.distributions.padding import waits
 from pyrohmm.models.alignment import match_states, overlap
-from pyrohmm.models.blank import Blank
+from pyrohmm.models.blank import Blank, check_data
 from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.models.saving import SavableModel
@@ -388,8 +388,7 @@ class HMM(SavableModel):
         """
         device = next(self.parameters(), torch.empty(())).device
         blank = Blank.of(num_sequences, num_steps, lengths, inputs, device)
-        random = nullcontext() if seed is None else seeded(seed, device)
-        with torch.no_grad(), random, self._with_guide(guide) as guide:
+        with torch.no_grad(), seeded(seed, device), self._with_guide(guide) as guide:
             drawn = poutine.trace(guide).get_trace(blank)
             sites: Any = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(blank).nodes
         return Sequences(sites["x"]["value"], blank.lengths, inputs=blank.inputs, labels=sites["z"]["value"])
@@ -546,15 +545,7 @@ class HMM(SavableModel):
         return torch.cat([x.flatten(-event_dim) if event_dim else x.unsqueeze(-1) for x in values], -1)
 
     def _check(self, data: Sequences | Blank) -> None:
-        if not isinstance(data, Sequences | Blank):
-            raise TypeError(
-                f"data: expected pyrohmm.data.Sequences, got {type(data).__name__}; see Sequences.from_list"
-            )
-        if data.x is not None and data.x.shape[2:] != self.emission.event_shape:
-            raise ValueError(
-                f"data: expected x of shape (N, T, *{tuple(self.emission.event_shape)}), like the emission, "
-                f"got {tuple(data.x.shape)}"
-            )
+        check_data(data, self.emission.event_shape)
         allowed = data.allowed
         if allowed is not None and allowed.shape[-1] != self.num_states:
             raise ValueError(f"data: expected allowed of shape (N, T, {self.num_states}), got {tuple(allowed.shape)}")

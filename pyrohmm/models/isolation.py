@@ -60,11 +60,11 @@ def _names(module: nn.Module, name: str) -> bool:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """Inside, torch's random numbers come from `seed`; afterwards its random state is as it was.
 
     Args:
-        seed: any int.
+        seed: any int; None for the global random numbers as they are.
         device: seeded beside the CPU, if it is a CUDA device.
 
     Example:
@@ -75,6 +75,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         >>> draws[0] == draws[1]
         tensor(True)
     """
+    if seed is None:
+        yield
+        return
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         # Not torch.manual_seed: it would seed every device, also those that are not put back.

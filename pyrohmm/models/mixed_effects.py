@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -173,8 +172,7 @@ class MixedEffectsHMM(HMM):
         count("num_particles", num_particles)
         self._check(data)
         rows, at_once = torch.arange(len(data)), max(1, _AT_ONCE // data.x.shape[:2].numel())
-        random = nullcontext() if seed is None else seeded(seed, data.x.device)
-        with random, self._with_guide(guide) as guide:
+        with seeded(seed, data.x.device), self._with_guide(guide) as guide:
             # Each sequence several times in one run, so that any guide can be used.
             weights = [
                 self._log_weights(data[rows.repeat(min(at_once, num_particles - done))], guide).reshape(-1, len(data))

@@ -1,7 +1,6 @@
 """A variational autoencoder whose codes follow a hidden Markov model."""
 
 import math
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -276,8 +275,7 @@ class StructuredVAE(SavableModel):
         blank = Blank.of(num_sequences, num_steps, lengths, inputs, device)
         x = torch.zeros(num_sequences, num_steps, *self.decoder.event_shape, device=device)
         data = Sequences(x, blank.lengths, inputs=blank.inputs)
-        random = nullcontext() if seed is None else seeded(seed, device)
-        with torch.no_grad(), random, own_parameters(self):
+        with torch.no_grad(), seeded(seed, device), own_parameters(self):
             sites: Any = poutine.trace(poutine.uncondition(self)).get_trace(data, collapsed=False).nodes
         return Sequences(sites["x"]["value"], data.lengths, inputs=data.inputs, labels=sites["z"]["value"])
 

@@ -15,17 +15,16 @@ from pyrohmm import ops
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import ContinuousPath, MarkovChain
 from pyrohmm.models.alignment import States, match_states, overlap
-from pyrohmm.models.blank import Blank
+from pyrohmm.models.blank import Blank, check_data
+from pyrohmm.models.inference_network import inference_network
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.models.saving import SavableModel
-from pyrohmm.nn import Combiner, Emitter, Initial, RecurrentEncoder, RegressionTransition, SwitchingDynamics, Transition
+from pyrohmm.nn import Emitter, Initial, RegressionTransition, SwitchingDynamics, Transition
 from pyrohmm.nn._common import count
 from pyrohmm.nn._relabel import as_permutation
 from pyrohmm.ops.chain import valid_steps
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import chains_in
-
-_DIRECTIONS = {"mean-field": "both", "left-right": "forward", "right-left": "backward", "both": "both"}
 
 Recurrence = Literal["latent", "observed"]
 
@@ -115,8 +114,6 @@ class SwitchingSSM(SavableModel):
             raise ValueError(f"emission: expected one of vectors of size {dim}, like the dynamics, got {emission.dim}")
         if recurrent not in (None, "latent", "observed"):
             raise ValueError(f"recurrent: expected None, 'latent' or 'observed', got {recurrent!r}")
-        if inference not in _DIRECTIONS:
-            raise ValueError(f"inference: expected one of {tuple(_DIRECTIONS)}, got {inference!r}")
         if not evenness >= 0:
             raise ValueError(f"evenness: expected a weight of at least 0, got {evenness}")
         self.recurrent, self.evenness = recurrent, float(evenness)
@@ -133,11 +130,7 @@ class SwitchingSSM(SavableModel):
         for name in ("initial", "transition"):
             if (got := getattr(self, name).num_states) != num_states:
                 raise ValueError(f"{name}: expected {num_states} states, like the dynamics, got {got}")
-        sources = 2 if _DIRECTIONS[inference] == "both" else 1
-        self.encoder = RecurrentEncoder(
-            size, sources * hidden, _DIRECTIONS[inference], missing="entries", generator=generator
-        )
-        self.combiner = Combiner(dim, hidden, sources, mean_field=inference == "mean-field", generator=generator)
+        self.encoder, self.combiner = inference_network(inference, size, dim, hidden, generator)
         self.direct = nn.Parameter(torch.zeros(dim, size))
         # By which the guide makes its inputs of about unit size.
         self.register_buffer("centre", torch.zeros(size))
@@ -155,7 +148,7 @@ class SwitchingSSM(SavableModel):
         Raises:
             ValueError: x does not have the emission's event shape, or there is no guide.
         """
-        self._check(data)
+        check_data(data, self.emission.event_shape)
         start = torch.zeros(self.dynamics.dim, device=data.index.device)
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2), poutine.trace() as seen:
             state = None
@@ -179,7 +172,7 @@ class SwitchingSSM(SavableModel):
         """The Pyro program of the inference network: the site "h". Nothing is sampled where there are no data."""
         if isinstance(data, Blank):
             return
-        self._check(data)
+        check_data(data, self.emission.event_shape)
         law = self._path(data)
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
             pyro.sample("h", law)
@@ -198,7 +191,7 @@ class SwitchingSSM(SavableModel):
         Raises:
             ValueError: as in `forward`.
         """
-        self._check(data)
+        check_data(data, self.emission.event_shape)
         with own_parameters(self):
             return self._path(data)
 
@@ -230,7 +223,7 @@ class SwitchingSSM(SavableModel):
 
             return run
 
-        with own_parameters(self), self._seeded(seed), _evaluating(self):
+        with own_parameters(self), seeded(seed, self.centre.device), _evaluating(self):
             return posterior(drawn(self.model), drawn(self.guide))(data)["time"]
 
     def marginals(self, data: Sequences, num_draws: int = 20, *, seed: int | None = 0) -> Tensor:
@@ -286,7 +279,7 @@ class SwitchingSSM(SavableModel):
             Sequences(3 sequences of 1 to 20 steps, event_shape=(5,), float32, labels)
         """
         blank = Blank.of(num_sequences, num_steps, lengths, inputs, self.centre.device)
-        with torch.no_grad(), self._seeded(seed), own_parameters(self):
+        with torch.no_grad(), seeded(seed, self.centre.device), own_parameters(self):
             sites: Any = poutine.trace(self.model).get_trace(blank).nodes
         return Sequences(sites["x"]["value"], blank.lengths, inputs=blank.inputs, labels=sites["z"]["value"])
 
@@ -347,22 +340,6 @@ class SwitchingSSM(SavableModel):
         weight = self.evenness * (1 - self.runs / self.evenness_runs).clamp_min(0)
         self.runs += 1
         return weight
-
-    @contextmanager
-    def _seeded(self, seed: int | None) -> Iterator[None]:
-        with nullcontext() if seed is None else seeded(seed, self.centre.device):
-            yield
-
-    def _check(self, data: Sequences | Blank) -> None:
-        if not isinstance(data, Sequences | Blank):
-            raise TypeError(
-                f"data: expected pyrohmm.data.Sequences, got {type(data).__name__}; see Sequences.from_list"
-            )
-        expected = tuple(self.emission.event_shape)
-        if data.x is not None and data.x.shape[2:] != expected:
-            raise ValueError(
-                f"data: expected x of shape (N, T, *{expected}), like the emission, got {tuple(data.x.shape)}"
-            )
 
 
 class SwitchingLDS(SwitchingSSM):
