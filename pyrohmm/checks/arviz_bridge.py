@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ def to_inference_data(
     pointwise terms makes up for that. Sequences are exchangeable, so leaving out one of them is sound: `loo` then
     estimates how well a new sequence is predicted, and needs many of them. Of a single one, look at `log_predictive`,
     which adds up to the log-likelihood. Of points, every draw has the same likelihood, and `loo` is the plug-in
-    log-likelihood, without a penalty for having fitted them.
+    log-likelihood, without a penalty for having fitted them. ArviZ 1.x cannot smooth weights that are all equal: give
+    its `loo` the `log_weights` (-log of the number of draws) and a `pareto_k` of zeros, and its `compare` the result.
 
     **Labels.** Chains may number the states differently. With `align` every draw's states are matched to the other
     draws' (by the steps of the data that they are found in, the Hungarian method), and all axes that are called
@@ -353,7 +355,6 @@ class _Bridge:
 
 def _packed(groups: dict[str, Variables], coords: dict[str, Sequence[Any]], num_states: int) -> Any:
     """As ArviZ wants it: its own container before version 1, xarray's from then on."""
-    import arviz
     import xarray
 
     places = coords.pop("predictive_draw", None)
@@ -375,7 +376,10 @@ def _packed(groups: dict[str, Variables], coords: dict[str, Sequence[Any]], num_
                 raise ValueError(f"coords: expected {size} labels for {dim!r}, got {len(index[dim])}")
         index = {dim: np.asarray(labels) for dim, labels in index.items()}
         datasets[group] = xarray.Dataset(variables, coords=index, attrs=attrs)
-    if hasattr(arviz, "InferenceData"):
+    # By the number: version 1 has a thing of this name too, which takes no groups.
+    if int(version("arviz").split(".")[0]) < 1:
+        import arviz
+
         return arviz.InferenceData(attrs=attrs, **datasets)
     tree = xarray.DataTree.from_dict(datasets)
     tree.attrs.update(attrs)
