@@ -237,26 +237,31 @@ def _reads(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     return initial.unsqueeze(-1), transition[..., None, None], observation.unsqueeze(-1)
 
 
-def choose(impl: str, chain: Chain) -> Literal["reference", "cpu", "gpu"]:
-    """The implementation that `impl` means for a chain.
+def choose(impl: str, observation: Tensor, no_kernel: str = "") -> Literal["reference", "cpu", "gpu"]:
+    """The implementation that `impl` means for a chain with these observation logits.
+
+    Args:
+        impl: as the user named it.
+        observation: for its device and dtype.
+        no_kernel: why there is none for the GPU, if there is none.
 
     Raises:
         ValueError: an unknown name.
         NotImplementedError: an implementation that this installation does not have, or that does not take this chain
             (no silent fall back).
     """
-    return decide(impl, chain)[0]
+    return decide(impl, observation, no_kernel)[0]
 
 
-def decide(impl: str, chain: Chain) -> tuple[Literal["reference", "cpu", "gpu"], str]:
-    """The implementation that `impl` means for a chain, and why; errors as `choose`."""
+def decide(impl: str, observation: Tensor, no_kernel: str = "") -> tuple[Literal["reference", "cpu", "gpu"], str]:
+    """The implementation that `impl` means, and why; arguments and errors as `choose`."""
     if impl not in ("auto", "reference", "cpu", "gpu"):
         raise ValueError(f"impl: expected 'auto', 'reference', 'cpu' or 'gpu', got {impl!r}")
     if impl == "reference":
         return "reference", "asked for"
-    on_gpu = chain.observation.is_cuda
+    on_gpu = observation.is_cuda
     named = impl if impl != "auto" else "gpu" if on_gpu else "cpu"
-    obstacle = _obstacle_to_gpu(chain.observation) if named == "gpu" else _obstacle_to_cpu(chain.observation)
+    obstacle = no_kernel or _obstacle_to_gpu(observation) if named == "gpu" else _obstacle_to_cpu(observation)
     if obstacle and impl != "auto":
         raise NotImplementedError(f"impl: {impl!r} is not available: {obstacle}; use 'auto' or 'reference'")
     if obstacle:

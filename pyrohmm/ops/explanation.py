@@ -57,7 +57,7 @@ def explain(
         reference, log space: asked for
     """
     chain = fit_chain(initial_logits, transition_logits, observation_logits, lengths)
-    implementation, why = decide(impl, chain)
+    implementation, why = decide(impl, chain.observation)
     match implementation:
         case "cpu":
             from pyrohmm.ops.forward_backward.cpu import explain

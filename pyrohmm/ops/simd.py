@@ -252,6 +252,17 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
+def widen(typingctx, vector):
+    """The same numbers in float64."""
+    wide = Vector(types.float64, vector.width)
+
+    def codegen(context, builder, sig, args):
+        return args[0] if vector == wide else builder.fpext(args[0], _ir_vector(wide))
+
+    return wide(vector), codegen
+
+
+@intrinsic
 def divide(typingctx, a, b):
     """a / b in each lane."""
     return a(a, a), lambda context, builder, sig, args: builder.fdiv(*args)

@@ -17,6 +17,7 @@ from numba.core.controlflow import CFGraph
 from numba.core.dispatcher import Dispatcher
 
 from pyrohmm import ops
+from pyrohmm.ops.gaussian import api as gaussian
 from pyrohmm.testing import random_chain
 
 # Not those of few calls (k_best), of a step that takes long anyway (wide), or that await a random number a step.
@@ -25,6 +26,7 @@ KERNELS = {
     "forward_backward.cpu_scaled": ["_forward", "_backward", "_forward_steps", "_backward_steps"],
     "forward_backward.cpu_log": ["_condition", "_backward"],
     "viterbi.cpu_kernels": ["_scores", "_trace"],
+    "gaussian.cpu_kernels": ["_log_density", "_moments"],
 }
 
 
@@ -57,6 +59,8 @@ def compile_all() -> None:
             grads = torch.autograd.grad(ops.log_partition(*chain.logits).sum(), chain.logits, create_graph=True)
             sum(grad.square().sum() for grad in grads).backward()
             ops.viterbi(*chain.logits)
+        loc = torch.zeros(num_states, 2)
+        gaussian.moments(loc, gaussian.log_density(loc, loc, loc + 1), loc[0])
 
 
 def report() -> None:

@@ -14,6 +14,7 @@ from pyrohmm.nn.emission.products import Products, log_density, products, sums
 from pyrohmm.nn.emission.table import TableEmission
 from pyrohmm.nn.part import BLOCK, EMPTY, LEAST_WEIGHT, Events, Statistics, add_up, assign, table, weighted_sums
 from pyrohmm.nn.priors import NormalInverseGamma, NormalInverseWishart
+from pyrohmm.ops.gaussian import api as gaussian
 
 NARROW = "standard deviation kept at the least one, too few distinct points"
 
@@ -221,7 +222,7 @@ class GaussianEmission(TableEmission):
         """Take sums for EM from the mean of these observations (M, D) from now on."""
         self.centre.copy_(middle(x, observed))
 
-    def products(self, x: Tensor, observed: Tensor) -> Products | None:
+    def products(self, x: Tensor, observed: Tensor) -> Tensor | Products | None:
         """What the two methods below need of all steps for many steps of EM; None if that would be large.
 
         Args:
@@ -231,25 +232,26 @@ class GaussianEmission(TableEmission):
         # Subclasses have other laws.
         if type(self) is not GaussianEmission:
             return None
-        return products(x, observed, self.centre.double(), self.covariance in ("full", "tied"))
+        if not observed.all():
+            x = torch.where(observed.unsqueeze(-1), x, self.centre.to(x.dtype))
+        return products(x, self.centre.double()) if self.covariance in ("full", "tied") else x
 
-    def log_prob_of_products(self, made: Products) -> Tensor | None:
+    def log_prob_of_products(self, made: Tensor | Products) -> Tensor | None:
         """The log-density of every observation in every state, (*lead, M, K), without gradients; None if inaccurate."""
-        off = table(self.loc.detach(), 2).double() - self.centre.double()
-        dtype = self.loc.dtype
-        if self.covariance in ("diag", "spherical"):
+        loc = table(self.loc.detach(), 2)
+        if isinstance(made, Tensor):
             dims = 2 if self.covariance == "diag" else 1
-            log_scale = table(self.log_scale.detach(), dims).double()
-            log_scale = (log_scale if dims == 2 else log_scale.unsqueeze(-1)).expand(off.shape)
-            return log_density(made, off, (-2 * log_scale).exp(), 2 * log_scale.sum(-1), dtype)
+            scale = table(self.log_scale.detach(), dims).exp()
+            return gaussian.log_density(made, loc, scale if dims == 2 else scale.unsqueeze(-1))
+        off = loc.double() - self.centre.double()
         factor = self._factors()
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         precision = torch.cholesky_inverse(factor).expand(*off.shape, off.shape[-1])
-        return log_density(made, off, precision, log_det.expand(off.shape[:-1]), dtype)
+        return log_density(made, off, precision, log_det.expand(off.shape[:-1]), self.loc.dtype)
 
-    def statistics_of_products(self, made: Products, weights: Tensor) -> Statistics:
+    def statistics_of_products(self, made: Tensor | Products, weights: Tensor) -> Statistics:
         """As `expected_statistics`."""
-        return sums(made, weights)
+        return self.expected_statistics(made, weights) if isinstance(made, Tensor) else sums(made, weights)
 
     def expected_statistics(
         self,
@@ -271,11 +273,12 @@ class GaussianEmission(TableEmission):
         dim = x.shape[-1]
         centre = self.centre.double()
         if self.covariance in ("diag", "spherical"):
+            if observed is None:
+                weight, first, second = gaussian.moments(x, weights, centre)
+                return {"weight": weight.unsqueeze(-1).expand(first.shape), "first": first, "second": second}
 
             def features(rows: slice) -> Tensor:
                 block = x[rows].double() - centre
-                if observed is None:
-                    return torch.cat([torch.ones_like(block), block, block.square()], -1)
                 seen = observed[rows].double()
                 block = torch.where(observed[rows], block, 0.0)
                 return torch.cat([seen, block, block.square()], -1)

@@ -249,7 +249,7 @@ def expected(marginals: Tensor, values: Tensor, dims: int) -> Tensor:
 def _begin(impl: str, *arguments: Tensor | None) -> tuple[Chain, ModuleType]:
     """The chain as the chosen implementation wants it, and that implementation."""
     chain = fit_chain(*arguments)  # pyright: ignore[reportArgumentType]
-    match choose(impl, chain):
+    match choose(impl, chain.observation):
         case "cpu":
             # Reads nothing beyond the lengths, and what is NaN or +inf makes its result NaN: see `_check`.
             from pyrohmm.ops.forward_backward import cpu as kernel

@@ -19,6 +19,7 @@ from pyrohmm.ops.chain import Chain, Tangent, clear_padding
 from pyrohmm.ops.forward_backward import cpu_log, cpu_scaled, cpu_wide
 from pyrohmm.ops.layout import Batch, flat
 from pyrohmm.ops.matrices import Matrices, Packed
+from pyrohmm.ops.memory import empty
 from pyrohmm.ops.places import groups
 
 # From so many states on, the matrix is in the way: it does not fit a core's own cache.
@@ -72,9 +73,8 @@ class Room(NamedTuple):
         shares = len(batch.bounds) - 1
         shape, alone, index = _places(chain.transition.shape, chain.batch_shape, chain.num_steps, each, reduce, shares)
         own, copies = each and alone and len(batch.order) == len(batch.lengths), 1 if alone else shares
-        memory = (torch.empty if own else torch.zeros)(
-            copies * math.prod(shape), dtype=chain.observation.dtype if each else torch.float64
-        ).numpy()
+        size, dtype = copies * math.prod(shape), chain.observation.dtype if each else torch.float64
+        memory = (empty(size, dtype=dtype) if own else torch.zeros(size, dtype=dtype)).numpy()
         if each:
             return cls(shape, copies, memory, _nothing(np.dtype(float)), index, own)
         return cls(shape, copies, _nothing(batch.observation.values.dtype), memory, index, own)
@@ -146,7 +146,7 @@ def smooth(chain: Chain, messages: Messages, *, each: bool, weight: Tensor | Non
     batch, reduce, parts = messages.batch, weight is not None, []
     ones = _ones(len(batch.lengths), batch.observation.values.dtype)
     weights = ones if weight is None else _per_sequence(chain, weight)
-    states = torch.empty(messages.values.size, dtype=chain.observation.dtype)
+    states = empty(messages.values.size, dtype=chain.observation.dtype)
     some, memory = batch.where(messages.scaled), states.numpy()
     if len(some.order):
         smooth_some = _smooth_steps if messages.shared is None else _smooth_shared
@@ -186,7 +186,7 @@ def hessian_product(
         expectation,
         lengths=np.where(messages.log_z > -np.inf, batch.lengths, 0),
     )
-    states = torch.empty(B * T * K, dtype=chain.observation.dtype)
+    states = empty(B * T * K, dtype=chain.observation.dtype)
     weights, offsets = _per_sequence(chain, weight), _per_sequence(chain, offset)
     tangent = (*v_transition, *v_observation, past, expectation)
     transitions = _backward_log(
@@ -209,8 +209,8 @@ def _forward(
     batch = Batch.of(chain)
     B, T, K = len(batch.order), chain.num_steps, chain.num_states
     real, nothing = chain.observation.dtype, _nothing(batch.observation.values.dtype)
-    messages = torch.empty(B * T * K, dtype=real).numpy() if keep else nothing
-    posterior = torch.empty(B * T * K, dtype=real).numpy() if filtered else nothing
+    messages = empty(B * T * K, dtype=real).numpy() if keep else nothing
+    posterior = empty(B * T * K, dtype=real).numpy() if filtered else nothing
     evidence = np.empty(B * T, nothing.dtype) if filtered else nothing
     bound, log_z, shared = smallest_log_ratio(real, K), np.empty(B), None
     if chain.transition.shape[-3] > 1:
@@ -259,7 +259,7 @@ def _smooth_shared(
     few = len(batch.lanes) % 2 == 0 and not each and K < WIDE
     room = Room.of(chain, batch, False, reduce) if few else None
     values = torch.from_numpy(messages.values).view(B, T, K)
-    onward = values.new_empty(0 if few else (B, T, K))
+    onward = empty(0 if few else B, T, K, dtype=values.dtype)
     if not few and len(batch.order) < B:  # log-probabilities of the others would make NaN
         values = values.where(torch.from_numpy(messages.scaled)[:, None, None], 0.0)
         onward.zero_()

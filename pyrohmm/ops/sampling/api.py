@@ -49,7 +49,7 @@ def sample(
         (torch.Size([100, 3]), tensor(True))
     """
     chain = fit_chain(initial_logits, transition_logits, observation_logits, lengths)
-    match choose(impl, chain):
+    match choose(impl, chain.observation):
         case "cpu":
             from pyrohmm.ops.sampling import cpu as kernel
         case "gpu":

@@ -100,18 +100,14 @@ def k_best(
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k: expected a positive integer, got {k!r}")
     arguments = (initial_logits, transition_logits, observation_logits, lengths)
-    chain, kernel = _begin(impl, *arguments, obstacle_to_gpu="k_best has no kernel for it")
+    chain, kernel = _begin(impl, *arguments, no_kernel="k_best has no kernel for it")
     return KBestResult(*kernel.k_best(chain, k))
 
 
-def _begin(impl: str, *arguments: Tensor | None, obstacle_to_gpu: str = "") -> tuple[Chain, ModuleType]:
+def _begin(impl: str, *arguments: Tensor | None, no_kernel: str = "") -> tuple[Chain, ModuleType]:
     """The chain as the chosen implementation wants it, and that implementation."""
     chain = fit_chain(*arguments)  # pyright: ignore[reportArgumentType]
-    chosen = choose(impl, chain)
-    if chosen == "gpu" and obstacle_to_gpu:
-        if impl == "gpu":
-            raise NotImplementedError(f"impl: {impl!r} is not available: {obstacle_to_gpu}; use 'auto' or 'reference'")
-        chosen = "reference"
+    chosen = choose(impl, chain.observation, no_kernel)
     check_entries(chain)
     match chosen:
         case "cpu":

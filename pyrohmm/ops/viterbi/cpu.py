@@ -7,6 +7,7 @@ from torch import Tensor
 from pyrohmm.ops.chain import Chain
 from pyrohmm.ops.layout import Batch
 from pyrohmm.ops.matrices import Matrices
+from pyrohmm.ops.memory import empty
 from pyrohmm.ops.viterbi import cpu_kernels
 
 
@@ -17,7 +18,7 @@ def viterbi(chain: Chain) -> tuple[Tensor, Tensor]:
     potentials = (*batch.initial[:2], *batch.transition)
     narrow = len(batch.lanes) % 2 == 0
     found = (
-        chain.observation.new_empty((sequences if narrow else steps) * chain.num_states).numpy(),
+        empty((sequences if narrow else steps) * chain.num_states, dtype=chain.observation.dtype).numpy(),
         np.empty(steps * chain.num_states if narrow else 0, np.int8),
     )
     batch.run(cpu_kernels.scores, *potentials, *matrices.packed(), *batch.observation, *found)

@@ -43,7 +43,7 @@ def test_models_side_by_side(covariance):
         torch.testing.assert_close(sums[name][1], value)
 
 
-@every_covariance
+@pytest.mark.parametrize("covariance", ["full", "tied"])
 def test_blocks(covariance, monkeypatch):
     part, (x, _) = make(f"gaussian {covariance}"), draw("gaussian diag")
     whole = part.products(x, torch.ones(len(x), dtype=torch.bool))
