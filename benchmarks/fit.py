@@ -1,7 +1,7 @@
 """What is fitted by expectation maximisation: data and a start, the same for every library, and our own fit of them."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,8 +107,8 @@ def model_at(start: Start, dtype: torch.dtype) -> HMM:
     return model
 
 
-def prepare(start: Start, dtype: torch.dtype = torch.float32, restarts: int = 1) -> Job:
-    """`pyrohmm.fit_em` in a precision."""
+def prepare(start: Start, dtype: torch.dtype = torch.float32, **options: Any) -> Job:
+    """`pyrohmm.fit_em` in a precision, with options."""
     model = model_at(start, dtype)
     data = Sequences(start.x if start.probs is not None else start.x.to(dtype))
     parameters = {name: value.clone() for name, value in model.state_dict().items()}
@@ -116,7 +116,7 @@ def prepare(start: Start, dtype: torch.dtype = torch.float32, restarts: int = 1)
     def run() -> pyrohmm.infer.History:
         model.load_state_dict(parameters)
         steps = start.task.iterations
-        return pyrohmm.fit_em(model, data, steps=steps, tolerance=0.0, restarts=restarts, progress=False)
+        return pyrohmm.fit_em(model, data, steps=steps, tolerance=0.0, progress=False, **options)
 
     def read(history: pyrohmm.infer.History) -> dict[str, Tensor]:
         return {"log_likelihood": -data.num_observed * torch.tensor(history.loss, dtype=torch.float64)}

@@ -47,6 +47,7 @@ def fit_em(
     steps: int = 100,
     tolerance: float = 1e-6,
     restarts: int = 1,
+    trial_steps: int | None = None,
     initialization: Method | None = None,
     assignment: Assignment = "soft",
     batch_size: int | None = None,
@@ -85,6 +86,8 @@ def fit_em(
         restarts: number of fits from different starts, of which the best is kept. Models of tables are fitted side by
             side, as one, unless the data are large. With `initialization` None the first start is the model as it is;
             in the others emissions are "random", and networks drawn anew.
+        trial_steps: after this many steps from each start only the best goes on, so that 20 restarts with trials of 5
+            steps cost as much as 100 more steps; None for all to go on.
         initialization: how emissions are set at the start, see `pyrohmm.infer.initialize`: "kmeans", "random", or None
             to start from the model's parameters.
         assignment: "soft" for EM; "hard" for Viterbi training, which takes the best path for certain (and maximises
@@ -118,7 +121,8 @@ def fit_em(
     Reference:
         Baum, Petrie, Soules and Weiss (1970), "A maximization technique occurring in the statistical analysis of
         probabilistic functions of Markov chains"; Dempster, Laird and Rubin (1977), "Maximum likelihood from
-        incomplete data via the EM algorithm".
+        incomplete data via the EM algorithm"; of `trial_steps`: Biernacki, Celeux and Govaert (2003), "Choosing
+        starting values for the EM algorithm".
 
     Example:
         >>> from pyrohmm.nn import GaussianEmission
@@ -140,6 +144,7 @@ def fit_em(
     check_counts(
         steps=steps,
         restarts=restarts,
+        trial_steps=trial_steps,
         batch_size=batch_size,
         gradient_steps=gradient_steps,
         checkpoint_every=checkpoint_every,
@@ -167,6 +172,7 @@ def fit_em(
     settings = {
         "algorithm": "EM",
         "restarts": restarts,
+        "trial_steps": trial_steps,
         "initialization": initialization,
         "assignment": assignment,
         "batch_size": batch_size,
@@ -191,12 +197,30 @@ def fit_em(
         together = max(1, _MOST // (steps_in_memory * model.num_states))
     groups = [models[i : i + together] for i in range(0, restarts, together)]
     fits = [begin(stack(group) if len(group) > 1 else group[0]) for group in groups]
+    rows = [(fit, row) for fit in fits for row in range(fit.num_models)]
+    # The number of the start that goes on after the trial, and its fit.
+    chosen: tuple[int, _Fit] | None = None
+    trial = None if trial_steps is None or restarts == 1 or trial_steps >= steps else trial_steps
     began = time.perf_counter()
 
+    def choose(number: int) -> tuple[int, _Fit]:
+        fit, row = rows[number]
+        return number, fit.one(row, begin(models[number])) if fit.model.side_by_side else fit
+
+    def advance(fit: _Fit, limit: int) -> None:
+        while fit.advance(limit):
+            bar.set_postfix({"loss": f"{fit.best_loss:.4f}"}, refresh=False)
+            bar.update()
+            if fit.num_steps % checkpoint_every == 0:
+                save()
+            interrupt.check()
+
     def save() -> None:
-        if path is not None and all(fit.whole for fit in fits):
+        if path is not None and all(fit.whole for fit in (*fits, *(chosen or ())[1:])):
             seconds = time.perf_counter() - began
-            state = {"fits": [fit.state() for fit in fits], "seconds": seconds, "random": random_state(device)}
+            last = chosen and (chosen[0], chosen[1].state())
+            fitted = {"fits": [fit.state() for fit in fits], "chosen": last}
+            state = {**fitted, "seconds": seconds, "random": random_state(device)}
             save_checkpoint(path, state, settings)
 
     interrupted = False
@@ -204,33 +228,37 @@ def fit_em(
     with (
         seeded(seed, device),
         interrupts_between_steps() as interrupt,
-        mode([fit.model for fit in fits], training=False),
-        tqdm(total=steps * len(fits), desc="EM", disable=not progress) as bar,
+        mode([fit.model for fit in fits] + models, training=False),
+        tqdm(total=steps + (trial or steps) * (len(fits) - 1), desc="EM", disable=not progress) as bar,
     ):
         if path is not None and path.exists():
             saved = load_checkpoint(path, settings)
             for fit, state in zip(fits, saved["fits"], strict=True):
                 fit.load(state)
+            if saved["chosen"] is not None:
+                chosen = choose(saved["chosen"][0])
+                chosen[1].load(saved["chosen"][1])
             set_random_state(device, saved["random"])
             began -= saved["seconds"]
             bar.update(sum(fit.num_steps for fit in fits))
         try:
-            for fit in fits:
-                while fit.advance(steps):
-                    bar.set_postfix({"loss": f"{fit.best_loss:.4f}"}, refresh=False)
-                    bar.update()
-                    if fit.num_steps % checkpoint_every == 0:
-                        save()
-                    interrupt.check()
+            if chosen is None:
+                for fit in fits:
+                    advance(fit, trial or steps)
+            if trial is not None:
+                losses = [fit.losses[row][-1] for fit, row in rows]
+                chosen = chosen or choose(losses.index(min(losses)))
+                advance(chosen[1], steps)
         except KeyboardInterrupt:
             interrupted = True
         save()
-    return _finish(model, fits, interrupted, time.perf_counter() - began)
+    if chosen is not None:
+        rows[chosen[0]] = chosen[1], 0
+    return _finish(model, rows, interrupted, time.perf_counter() - began)
 
 
-def _finish(model: HMM, fits: list["_Fit"], interrupted: bool, seconds: float) -> History:
-    """Put the best parameters into the model, and tell what happened."""
-    rows = [(fit, row) for fit in fits for row in range(fit.num_models)]
+def _finish(model: HMM, rows: list[tuple["_Fit", int]], interrupted: bool, seconds: float) -> History:
+    """Put the best parameters into the model, and tell what happened; of each start, the fit and the row there."""
     losses = [fit.losses[row][-1] if fit.losses[row] else math.inf for fit, row in rows]
     best = min(range(len(losses)), key=losses.__getitem__)
     fit, row = rows[best]
@@ -291,6 +319,18 @@ class _Fit:
             return None
         make = getattr(emission, "products", None)
         return None if make is None else make(data.x.flatten(0, 1), data.observed.flatten())
+
+    def one(self, row: int, alone: "_Fit") -> "_Fit":
+        """What became of one of the models side by side, as the fit of that model alone."""
+        unstack(self.model, row, alone.model)
+        alone.losses, alone.notes = [list(self.losses[row])], [list(self.notes[row])]
+        alone.impossible = list(self.impossible)
+        alone.running = {
+            name: {key: value[row] for key, value in statistics.items()} for name, statistics in self.running.items()
+        }
+        if alone.stream is not None and self.stream is not None:
+            alone.stream.load(self.stream.state())
+        return alone
 
     @property
     def num_steps(self) -> int:

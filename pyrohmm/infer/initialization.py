@@ -1,6 +1,7 @@
 """Where a fit begins: emissions from clusters of the observations."""
 
 import copy
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from pyrohmm.nn.emission.gaussian import middle
 
 Method = Literal["kmeans", "random"]
 
-# Steps that are clustered; the others are put to the nearest centre.
+# Steps that are clustered; the others are put to the nearest centre by "kmeans", and left out by "random".
 _MOST_STEPS = 20_000
 # The part of each step's weight that is spread over all states: a cluster without a symbol must not rule it out.
 _SPREAD = 0.1
@@ -55,41 +56,44 @@ def initialize(model: HMM, data: Sequences, method: Method = "kmeans", seed: int
         raise ValueError(
             f"initialization: expected None since {type(emission).__name__} has no closed M-step, got {method!r}"
         )
-    clusters = _clusters(_features(model, data), model.num_states, 20 if method == "kmeans" else 0, seed)
-    weights = torch.full((clusters.numel(), model.num_states), _SPREAD / model.num_states, dtype=torch.float64)
+    _put_clusters(model, data, _features(model, data), method, seed)
+
+
+def _put_clusters(model: HMM, data: Sequences, features: np.ndarray, method: Method, seed: int) -> None:
+    """`initialize`, given the features of the observed steps, which are the same for all models of a kind."""
+    rows, clusters = _clusters(features, model.num_states, method, seed)
+    weights = torch.full((len(clusters), model.num_states), _SPREAD / model.num_states, dtype=torch.float64)
     weights[torch.arange(len(clusters)), clusters] += 1 - _SPREAD
     every = data.x.new_zeros(data.observed.shape + (model.num_states,), dtype=torch.float64)
-    every[data.observed] = weights.to(every.device)
-    emission.maximize(collect(model, ["emission"], data, Potentials(None, None, every))["emission"])
+    every[tuple(places[rows] for places in data.observed.nonzero(as_tuple=True))] = weights.to(every.device)
+    model.emission.maximize(collect(model, ["emission"], data, Potentials(None, None, every))["emission"])
 
 
 def starts(model: HMM, data: Sequences, restarts: int, initialization: Method | None, seed: int) -> list[HMM]:
     """The models that are fitted from different starts: copies, or the one itself if there is no other."""
-    models = [model] if restarts == 1 else [copy.deepcopy(model) for _ in range(restarts)]
-    for i, some in enumerate(models):
-        # Sums of squares are about a point among the data.
-        if hasattr(some.emission, "prepare"):
-            entries = None if data.entries is None else data.entries[data.observed]
-            some.emission.prepare(data.x[data.observed], entries)
-        if initialization is not None:
-            initialize(some, data, initialization, seed + i)
-        elif i > 0:
-            redraw(some, data, seed + i)
-    return models
-
-
-def redraw(model: HMM, data: Sequences, seed: int) -> None:
-    """Another start: a "random" emission, and parts without a closed M-step drawn anew.
-
-    Layers are drawn as torch draws them, other parameters get standard normal noise of half the size.
-    """
+    first = model if restarts == 1 else copy.deepcopy(model)
+    # Sums of squares are about a point among the data.
+    if hasattr(first.emission, "prepare"):
+        first.emission.prepare(data.x[data.observed], None if data.entries is None else data.entries[data.observed])
+    others = [copy.deepcopy(first) for _ in range(restarts - 1)]
+    if initialization is not None:
+        initialize(first, data, initialization, seed)
+    if not others:
+        return [first]
     closed = closed_parts(model)
-    if "emission" in closed:
-        initialize(model, data, "random", seed)
-    with seeded(seed, data.x.device), torch.no_grad():
-        for name in PARTS:
-            if name in closed:
-                continue
+    features = _features(model, data) if initialization or "emission" in closed else None
+    for i, some in enumerate(others, 1):
+        if features is not None:
+            _put_clusters(some, data, features, initialization or "random", seed + i)
+        if initialization is None:
+            _redraw(some, [name for name in PARTS if name not in closed], data.x.device, seed + i)
+    return [first, *others]
+
+
+def _redraw(model: HMM, names: Sequence[str], device: torch.device, seed: int) -> None:
+    """Draw parts anew: layers as torch draws them, other parameters get standard normal noise of half the size."""
+    with seeded(seed, device), torch.no_grad():
+        for name in names:
             for module in getattr(model, name).modules():
                 own = list(module.parameters(recurse=False))
                 reset = getattr(module, "reset_parameters", None)
@@ -112,18 +116,20 @@ def _features(model: HMM, data: Sequences) -> np.ndarray:
     return ((features - features.mean(0)) / torch.where(spread > 0, spread, 1.0)).numpy()
 
 
-def _clusters(features: np.ndarray, num_clusters: int, iterations: int, seed: int) -> Tensor:
-    """The cluster of each row."""
+def _clusters(features: np.ndarray, num_clusters: int, method: Method, seed: int) -> tuple[Tensor, Tensor]:
+    """Some rows (all, but for "random" starts on many), and the cluster of each."""
     random = np.random.default_rng(seed)
-    some = features
+    rows, some = np.arange(len(features)), features
     if len(some) > _MOST_STEPS:
-        some = some[random.choice(len(some), _MOST_STEPS, replace=False)]
+        rows = random.choice(len(some), _MOST_STEPS, replace=False)
+        some = some[rows]
     centres = _seeds(some, num_clusters, random)
-    if iterations:
+    if method == "kmeans":
         # A cluster that loses all its rows keeps its centre.
-        centres, _ = kmeans2(some, centres, iter=iterations, minit="matrix", missing="warn")
-    distances = torch.cdist(torch.from_numpy(features), torch.from_numpy(centres))
-    return distances.argmin(-1)
+        centres, _ = kmeans2(some, centres, iter=20, minit="matrix", missing="warn")
+        rows, some = np.arange(len(features)), features
+    distances = torch.cdist(torch.from_numpy(some), torch.from_numpy(centres))
+    return torch.from_numpy(rows), distances.argmin(-1)
 
 
 def _seeds(rows: np.ndarray, num_clusters: int, random: np.random.Generator) -> np.ndarray:

@@ -274,6 +274,43 @@ def test_restarts_side_by_side_are_fits_one_by_one(monkeypatch):
     assert len(set(first.restarts)) > 1 or first.restarts[0] == pytest.approx(first.restarts[1])
 
 
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_after_a_trial_only_the_best_start_goes_on(side_by_side, monkeypatch):
+    if not side_by_side:
+        monkeypatch.setattr(em, "can_stack", lambda model: False)
+    data = gaussians()
+    options = {"tolerance": 0, "restarts": 4, "seed": 5}
+    trial = gaussian_model()
+    short = fit(trial, data, steps=2, **options)
+    model = gaussian_model()
+    history = fit(model, data, steps=9, trial_steps=2, **options)
+    best = min(range(4), key=short.restarts.__getitem__)
+    assert history.num_steps == 9 and history.loss[:2] == pytest.approx(short.loss, rel=1e-10)
+    # The others are left where they were.
+    expected = [loss for i, loss in enumerate(short.restarts) if i != best]
+    assert [loss for i, loss in enumerate(history.restarts) if i != best] == pytest.approx(expected, rel=1e-10)
+    assert history.restarts[best] == history.loss[-1] < short.loss[-1]
+    # It is the fit of that start alone.
+    rest = fit(trial, data, steps=7, tolerance=0)
+    assert history.loss[2:] == pytest.approx(rest.loss, rel=1e-9)
+    torch.testing.assert_close(model.emission.loc, trial.emission.loc)
+
+
+def test_trials_of_networks_and_of_steps_online():
+    model, data = make_model("embedded")
+    history = fit(model, data, steps=4, restarts=3, trial_steps=1)
+    assert history.num_steps == 4 and len(history.restarts) == 3
+    # A trial that is as long as the fit is none.
+    data = gaussians()
+    options = {"steps": 3, "restarts": 3, "tolerance": 0}
+    assert fit(gaussian_model(), data, trial_steps=3, **options).restarts == (
+        fit(gaussian_model(), data, **options).restarts
+    )
+    online = {"steps": 8, "restarts": 3, "batch_size": 4, "step_size": lambda step: (step + 1) ** -0.6}
+    together, apart = (fit(gaussian_model(), data, trial_steps=3, **online) for _ in range(2))
+    assert together.loss == apart.loss and together.num_steps == 8
+
+
 def test_networks_can_be_restarted_too():
     model, data = make_model("embedded")
     history = fit(model, data, steps=2, restarts=2)
@@ -301,7 +338,18 @@ def test_online_gets_near_the_maximum():
     assert -objective(streamed, data) / data.num_observed < best.loss[-1] + 2e-2
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_size": 5, "step_size": 0.5}, {"restarts": 3}, {"batch_size": 4}])
+BROKEN = [
+    {},
+    {"batch_size": 5, "step_size": 0.5},
+    {"restarts": 3},
+    {"restarts": 3, "trial_steps": 2},  # broken after the trial
+    {"restarts": 3, "trial_steps": 6},  # and within it
+    {"restarts": 3, "trial_steps": 2, "batch_size": 5, "step_size": 0.5},
+    {"batch_size": 4},
+]
+
+
+@pytest.mark.parametrize("options", BROKEN)
 def test_a_broken_fit_goes_on_to_the_same_numbers(options, tmp_path):
     data = gaussians()
     whole, broken = gaussian_model(), gaussian_model()
@@ -539,11 +587,11 @@ def test_impossible_sequences_are_an_error(assignment):
 def test_an_impossible_start_is_one_restart_less(monkeypatch):
     data = gaussians()
 
-    def broken(model, data, seed):
+    def broken(model, names, device, seed):
         if seed % 2:
             model.initial.mask = torch.tensor([True, False])  # but some sequences are known to begin in the other
 
-    monkeypatch.setattr(initialization, "redraw", broken)
+    monkeypatch.setattr(initialization, "_redraw", broken)
     monkeypatch.setattr(em, "can_stack", lambda model: False)
     model = HMM(nn.GaussianEmission(2, 1), nn.Initial(2, mask=torch.tensor([True, True])), use_labels=True).double()
     history = fit(model, data, steps=3, restarts=4, tolerance=0)
