@@ -284,10 +284,10 @@ class HMM(SavableModel):
         logits = None if products is None else self.emission.log_prob_of_products(products)
         if logits is None:
             logits = statewise.log_prob(self._emission_law(data), data.x, data.observed).movedim(0, -1)
+            # Of data in another dtype.
+            logits = logits.to(next((p.dtype for p in self.parameters() if p.is_floating_point()), logits.dtype))
         else:
             logits = logits.unflatten(-2, data.x.shape[:2])
-        # Of data in another dtype.
-        logits = logits.to(next((p.dtype for p in self.parameters() if p.is_floating_point()), logits.dtype))
         if data.mask is not None:
             logits = torch.where(data.observed.unsqueeze(-1), logits, 0.0)
         if self.use_labels and data.labels is not None:
@@ -328,8 +328,7 @@ class HMM(SavableModel):
 
     def _states(self) -> Tensor:
         """All states, to the left of sequences and steps, and of models side by side."""
-        parameters = [parameter for part in self.parts for parameter in part.parameters()]
-        device = parameters[0].device if parameters else None
+        device = next((parameter.device for part in self.parts for parameter in part.parameters()), None)
         return torch.arange(self.num_states, device=device).reshape(-1, *[1] * (3 if self.side_by_side else 2))
 
     def posterior(self, data: Sequences, guide: Callable[..., Any] | None = None) -> MarkovChain:

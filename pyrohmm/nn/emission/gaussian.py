@@ -237,17 +237,20 @@ class GaussianEmission(TableEmission):
         return products(x, self.centre.double()) if self.covariance in ("full", "tied") else x
 
     def log_prob_of_products(self, made: Tensor | Products) -> Tensor | None:
-        """The log-density of every observation in every state, (*lead, M, K), without gradients; None if inaccurate."""
+        """The log-density of every observation in every state, (*lead, M, K), in the dtype of the means.
+
+        Without gradients; None if it would be inaccurate.
+        """
         loc = table(self.loc.detach(), 2)
         if isinstance(made, Tensor):
             dims = 2 if self.covariance == "diag" else 1
             scale = table(self.log_scale.detach(), dims).exp()
-            return gaussian.log_density(made, loc, scale if dims == 2 else scale.unsqueeze(-1))
+            return gaussian.log_density(made, loc, scale if dims == 2 else scale.unsqueeze(-1)).to(loc.dtype)
         off = loc.double() - self.centre.double()
         factor = self._factors()
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         precision = torch.cholesky_inverse(factor).expand(*off.shape, off.shape[-1])
-        return log_density(made, off, precision, log_det.expand(off.shape[:-1]), self.loc.dtype)
+        return log_density(made, off, precision, log_det.expand(off.shape[:-1]), loc.dtype)
 
     def statistics_of_products(self, made: Tensor | Products, weights: Tensor) -> Statistics:
         """As `expected_statistics`."""
@@ -323,10 +326,11 @@ class GaussianEmission(TableEmission):
             first_and_prior = first
         empty = wide + worth <= LEAST_WEIGHT
         loc = first_and_prior / (wide + worth).masked_fill(empty, 1.0) + centre
-        assign(self.loc, torch.where(empty, table(self.loc.detach(), 2).double(), loc))
+        parameter = self.loc
+        assign(parameter, torch.where(empty, table(parameter.detach(), 2).double(), loc))
 
         # Squares about the means, which may be frozen.
-        off = table(self.loc.detach(), 2).double() - centre
+        off = table(parameter.detach(), 2).double() - centre
         if not full:
             variance = total_variance(weight, first, second, centre)
             squares = second - 2 * off * first + weight * off.square()
@@ -350,8 +354,9 @@ class GaussianEmission(TableEmission):
             squares, weight = squares + 2 * self.prior_scale, weight + 2 * (self.prior_shape + 1)
         variance = squares / weight.masked_fill(empty, 1.0)
         narrow = (variance < least) & ~empty
-        old = table(self.log_scale.detach(), 1 if spherical else 2).double()
-        assign(self.log_scale, torch.where(empty, old, 0.5 * torch.maximum(variance, least).log()))
+        parameter = self.log_scale
+        old = table(parameter.detach(), 1 if spherical else 2).double()
+        assign(parameter, torch.where(empty, old, 0.5 * torch.maximum(variance, least).log()))
         return narrow if spherical else narrow.any(-1)
 
     def _set_covariances(self, squares: Tensor, weight: Tensor, empty: Tensor, total_variance: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ def log_density(x: Tensor, loc: Tensor, scale: Tensor, *, impl: Impl = "auto") -
         tensor([[ -1.8379, -14.3379]])
     """
     dtype = torch.promote_types(x.dtype, loc.dtype)
-    shape = torch.broadcast_shapes(loc.shape, scale.shape)
-    x, loc, scale = (value.detach().to(dtype) for value in (x, loc.expand(shape), scale.expand(shape)))
+    x, loc, scale = (value.detach().to(dtype) for value in (x, *torch.broadcast_tensors(loc, scale)))
     return _implementation(impl, x).log_density(x, loc, scale)
 
 
