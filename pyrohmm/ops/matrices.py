@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrohmm.ops import threads
 from pyrohmm.ops.chain import Chain
+from pyrohmm.ops.memory import empty
 from pyrohmm.ops.places import groups, unexpanded
 from pyrohmm.ops.simd import (
     Lanes,
@@ -116,7 +117,7 @@ class Matrices(NamedTuple):
     def _room(self) -> Packed:
         count, K = self.values.shape[:2]
         size = padded_states(K, self.lanes) * K
-        return Packed(self.values.new_empty(count * size).numpy(), self.number * size)
+        return Packed(empty(count * size, dtype=self.values.dtype).numpy(), self.number * size)
 
     def _run(self, kernel, *arguments) -> None:
         """Call a kernel for shares of the rows of all matrices, one after the other."""
