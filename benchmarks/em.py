@@ -19,7 +19,7 @@ from benchmarks.targets import EM_OURS, Fitted, em_targets
 from benchmarks.timing import Timing
 
 REFERENCE = "pyrohmm float64"
-RESTARTS, TRIAL_STEPS = 20, 5
+RESTARTS, TRIAL_STEPS = 20, 2
 # Peaks of memory are read from /proc.
 _CAN_MEASURE = sys.platform == "linux"
 
@@ -33,7 +33,7 @@ class Settings(NamedTuple):
         Task("categorical", 64, 1000, 50, 500, 5),
     )
     # What is fitted from many starts.
-    restarted: Sequence[Task] = (Task("diag", 4, 2, 10, 100, 50), Task("diag", 8, 4, 100, 1000, 50))
+    restarted: Sequence[Task] = (Task("diag", 4, 2, 10, 100, 20), Task("diag", 8, 4, 100, 1000, 20))
     effort: Effort = Effort(rounds=5, warmups=1, budget=60.0, longest=20.0)
     repeats: int = 1  # of new processes
 

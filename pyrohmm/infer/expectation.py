@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyrohmm import ops
 from pyrohmm.models.hmm import Potentials
+from pyrohmm.ops.forward_backward.api import value_and_gradient
 
 Assignment = Literal["soft", "hard", "labels"]
 
@@ -36,16 +37,19 @@ def expect(
         >>> round(value.exp().item(), 4), weights.transition
         (8.0, tensor([[0.5000, 0.5000], [0.5000, 0.5000]]))
     """
+    if assignment == "soft":
+        value, weights = value_and_gradient(*potentials, lengths=lengths)
+        return value, Potentials(*weights)
     detached = [logits.detach() for logits in potentials]
-    states = labels
-    possible = None
+    states, possible = labels, None
     if assignment == "hard":
         states, best = ops.viterbi(*detached, lengths=lengths)
         # Where there is no path, there is none to be told.
         possible = best > -torch.inf
+    assert states is not None  # labels, as the caller has seen to
     leaves = Potentials(*(logits.requires_grad_() for logits in detached))
     with torch.enable_grad():
-        value = ops.log_partition(*leaves, lengths=lengths) if states is None else path_potential(leaves, states)
+        value = path_potential(leaves, states)
         weights = Potentials(*torch.autograd.grad(value.sum(), leaves))
     value = value.detach()
     return value if possible is None else torch.where(possible, value, -torch.inf), weights

@@ -45,7 +45,8 @@ def own_parameters(*modules: nn.Module) -> Iterator[None]:
         for name, parameter in list(store.named_parameters()):
             if id(parameter) in own:
                 del store[name]
-        store.set_state({"params": hidden, "constraints": constraints})
+        if hidden:
+            store.set_state({"params": hidden, "constraints": constraints})
         for parameter, flag in trained.items():
             parameter.requires_grad_(flag)
 

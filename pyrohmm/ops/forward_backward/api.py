@@ -80,6 +80,34 @@ def log_partition(
     return log_z
 
 
+def value_and_gradient(
+    initial_logits: Tensor,
+    transition_logits: Tensor,
+    observation_logits: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    impl: Impl = "auto",
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """`log_partition` and the gradient of its sum, the expected counts, without a graph; arguments and errors as there.
+
+    Returns:
+        log Z, (...); and three tensors of the shapes of the potentials.
+
+    Example:
+        >>> _, counts = value_and_gradient(torch.zeros(2), torch.zeros(2, 2), torch.zeros(5, 3, 2))
+        >>> counts[1]
+        tensor([[2.5000, 2.5000],
+                [2.5000, 2.5000]])
+    """
+    with torch.no_grad():
+        chain, kernel = _begin(impl, initial_logits, transition_logits, observation_logits, lengths)
+        chain = _detached(chain)
+        log_z, messages = kernel.partition(chain, keep=True)
+        _check(chain, log_z)
+        initial, transition, observation = _gradient(*chain[:3], torch.ones_like(log_z), chain, messages, kernel)
+        return log_z, (initial, transition.reshape(transition_logits.shape), observation)
+
+
 def filter(
     initial_logits: Tensor,
     transition_logits: Tensor,

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 
 from pyrohmm import ops
+from pyrohmm.ops.forward_backward.api import value_and_gradient
 from pyrohmm.testing import Chain, assert_close_to_oracle, assert_within_budget, enumeration, random_chain
 from pyrohmm.testing.strategies import chains
 from tests.ops.cases import AWKWARD, derivatives, examples
@@ -42,6 +43,19 @@ def finite_evidence(filter, *logits, lengths):
         weights = torch.randn(values.shape, generator=generator, dtype=values.dtype)
         total = total + (weights * values.where(values.isfinite(), 0.0)).flatten(values.dim() - dims).sum(-1)
     return total
+
+
+@awkward
+def test_value_and_gradient_without_a_graph(chain, impl):
+    logits = [x.detach() for x in chain.logits]
+    value, gradient = value_and_gradient(*logits, lengths=chain.lengths, impl=impl)
+    leaves = [x.clone().requires_grad_() for x in logits]
+    expected = ops.log_partition(*leaves, lengths=chain.lengths, impl=impl)
+    torch.testing.assert_close(value, expected.detach())
+    assert not value.requires_grad
+    for got, wanted, leaf in zip(gradient, torch.autograd.grad(expected.sum(), leaves), leaves, strict=True):
+        assert got.shape == leaf.shape and not got.requires_grad
+        torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize(
