@@ -75,6 +75,8 @@ class HMM(SavableModel):
         (2, 12)
     """
 
+    # Whether fits look for the most probable parameters, for which priors need a mode; else they are sites.
+    point_parameters: bool = True
     # Any: what is asked of a part, beyond being a module, is in its documented attributes.
     initial: Any
     transition: Any

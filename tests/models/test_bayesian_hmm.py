@@ -119,13 +119,8 @@ def test_prior_draws_have_the_moments_of_the_prior(name):
     law = model.emission.conjugate_prior().law
     torch.manual_seed(0)
     with pyro.plate("draws", num):
-        drawn = model._sample_emission(*model._prior(model.emission))
-    tril = drawn.get("scale_tril")
-    if tril is None:
-        precision = drawn["scale"].squeeze(-1) if name == "spherical" else drawn["scale"]
-        precision = precision**-2
-    else:
-        precision = torch.cholesky_inverse(tril if name == "full" else tril.squeeze(-3))
+        drawn = model._sites()["emission"].sample()
+    precision = 1 / drawn["variance"] if "variance" in drawn else torch.cholesky_inverse(drawn["scale_tril"])
     for values, mean in ((precision, law.precision.mean), (drawn["loc"], law.loc), (drawn["loc"] ** 2, None)):
         if mean is None:
             marginal = law.mean
@@ -142,8 +137,9 @@ def test_ordered_prior_is_that_of_states_put_in_order(name):
     for ordered in (False, True):
         model = make(name, ordered)
         with pyro.plate("draws", num):
-            drawn = model._sample_emission(*model._prior(model.emission))
-        loc, log_scale = drawn["loc"], drawn["scale"].log().expand(drawn["loc"].shape)
+            drawn = model._sites()["emission"].sample()
+        loc, log_scale = drawn["loc"], drawn["variance"].log() / 2
+        log_scale = (log_scale.unsqueeze(-1) if name == "spherical" else log_scale).expand(loc.shape)
         order = loc[..., 0].argsort(dim=-1, stable=True).unsqueeze(-1).expand(loc.shape)
         if ordered:
             assert (loc[..., 0].diff(dim=-1) >= 0).all()
@@ -289,8 +285,8 @@ def test_at():
     apart = model.at({k: v for k, v in values.items() if k != "loc"})
     assert torch.equal(whole.emission.loc, apart.emission.loc) and type(whole) is HMM
     assert all(parameter.requires_grad for parameter in whole.parameters())
-    with pytest.raises(ValueError, match="draw: expected a value of 'ordered_loc', got only those of 'initial'"):
-        model.at({"initial": values["initial"]})
+    with pytest.raises(ValueError, match="draw: expected a value of 'ordered_loc', got only those of 'initial', '"):
+        model.at({name: values[name] for name in ("initial", "transition")})
     with pytest.raises(ValueError, match=r"draw: expected shape \(2,\) of what gives logits, got \(4, 2\)"):
         model.at({**values, "initial": values["initial"].expand(4, 2)})
 
