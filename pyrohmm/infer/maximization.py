@@ -61,7 +61,8 @@ def collect(
             found["emission"] = model.emission.statistics_of_products(products, observed.flatten(-3, -2))
             return found
         steps = [
-            None if value is None else value.flatten(0, 1) for value in (inputs, lags_of(model.emission, data), data.entries)
+            None if value is None else value.flatten(0, 1)
+            for value in (inputs, lags_of(model.emission, data), data.entries)
         ]
         found["emission"] = model.emission.expected_statistics(data.x.flatten(0, 1), observed.flatten(-3, -2), *steps)
     return found

@@ -1,4 +1,4 @@
-"""The earlier observations that an emission of order > 0 reads, newest first; see `before_start` for the first steps."""
+"""The earlier observations that an emission of order > 0 reads, newest first."""
 
 from typing import Any
 
