@@ -1,6 +1,6 @@
 """The networks with which a guide draws a path of hidden vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Generator, Tensor
@@ -42,7 +42,7 @@ def inference_network(
 
 
 def proposed_path(
-    combiner: Combiner, step: Any, num_steps: int, lengths: Tensor, transforms: Sequence[Any] = ()
+    combiner: Combiner, step: Any, num_steps: int, lengths: Tensor, transforms: Iterable[Any] = ()
 ) -> ContinuousPath:
     """The law of the hidden vectors of all steps.
 
