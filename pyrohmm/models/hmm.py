@@ -46,7 +46,7 @@ class HMM(SavableModel):
 
     The model is a Pyro program: call it, or `.model`, on `Sequences`, with any inference algorithm of Pyro. Its sites
     are the plate "sequences" (with the scale of a minibatch) and the collapsed factor "time" of the loop over the
-    sites "z" and "x". Parameters that were replaced by `pyro.nn.PyroSample` priors are sampled once, at the start. The
+    sites "z" (N, T) and "x" (N, T, *event). Parameters that were replaced by `pyro.nn.PyroSample` priors are sampled once, at the start. The
     priors that parts were given (`prior=`) are the factor "prior": their parameters stay points, and SVI finds the most
     probable ones, as `fit_em` does.
 
@@ -63,6 +63,10 @@ class HMM(SavableModel):
         TypeError: a part is no module, or `guide` is not callable.
         ValueError: the parts differ in their number of states, or `initial` depends on another transition than the
             model's.
+
+    Reference:
+        Rabiner (1989), "A tutorial on hidden Markov models and selected applications in speech recognition"; with
+        inputs, Bengio and Frasconi (1995), "An input output HMM architecture".
 
     Example:
         >>> from pyrohmm.nn import CategoricalEmission

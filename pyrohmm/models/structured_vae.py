@@ -47,6 +47,8 @@ class StructuredVAE(SavableModel):
     - False: the sites z and h, and the guide q(z) q(h). Fit it by `pyrohmm.fit_svi(model, data, loss=PathELBO())`:
       `pyrohmm.infer.PathELBO` sums over the paths of the guide.
 
+    `pyrohmm.infer.initialize_structured_vae` sets a start from which either finds the states more often.
+
     Args:
         emission: of the codes, K states with vectors of D numbers: `pyrohmm.nn.GaussianEmission`. Means that differ are
             a good start.

@@ -69,6 +69,7 @@ def num_lines(f: FunctionType) -> int:
 @pytest.mark.parametrize("cls", MODELS)
 def test_programs_are_short(cls):
     """What a class inherits counts where it stands."""
+    assert "Reference:" in (cls.__doc__ or "")
     lines = {f: num_lines(f) for f in program(cls)}
     own = {f: n for f, n in lines.items() if f.__module__ == cls.__module__}
     print(cls.__name__, sum(own.values()), "of", sum(lines.values()))
