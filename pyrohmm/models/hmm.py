@@ -46,9 +46,9 @@ class HMM(SavableModel):
 
     The model is a Pyro program: call it, or `.model`, on `Sequences`, with any inference algorithm of Pyro. Its sites
     are the plate "sequences" (with the scale of a minibatch) and the collapsed factor "time" of the loop over the
-    sites "z" (N, T) and "x" (N, T, *event). Parameters that were replaced by `pyro.nn.PyroSample` priors are sampled once, at the start. The
-    priors that parts were given (`prior=`) are the factor "prior": their parameters stay points, and SVI finds the most
-    probable ones, as `fit_em` does.
+    sites "z" (N, T) and "x" (N, T, *event). Parameters that were replaced by `pyro.nn.PyroSample` priors are sampled
+    once, at the start. The priors that parts were given (`prior=`) are the factor "prior": their parameters stay
+    points, and SVI finds the most probable ones, as `fit_em` does.
 
     Args:
         emission: a part like those of `pyrohmm.nn`, with the attributes num_states, event_shape and order.
