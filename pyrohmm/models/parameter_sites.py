@@ -12,13 +12,11 @@ from torch.nn.functional import pad
 
 from pyrohmm.distributions.sorted import Sorted
 from pyrohmm.nn import NormalInverseGamma, NormalInverseWishart, Part
-
-Values = dict[str, Tensor]
-"""What `Part.given` and `Part.put` take."""
+from pyrohmm.nn._conjugate import Values
 
 
 class ParameterSites(ABC):
-    """Sites whose values make the parameters of a part."""
+    """Sites whose values make the parameters of a part, as `Part.given` and `Part.put` take them."""
 
     @abstractmethod
     def sample(self) -> Values:
@@ -51,7 +49,9 @@ def parameter_sites(name: str, part: Part, *, ordered: bool, dtype: torch.dtype)
     >>> sites.values({"rate": torch.ones(2, 3)})["log_rate"].shape
     torch.Size([2, 3])
     """
-    law = prior_of(part, dtype)
+    law: Any = part.conjugate_prior().law
+    numbers = law if isinstance(law, tuple) else [getattr(law, parameter) for parameter in law.arg_constraints]
+    law = type(law)(*(value.to(dtype) for value in numbers))
     match law:
         case dist.Dirichlet():
             return _OneSite("probs" if name == "emission" else name, law, "logits", _log)
@@ -62,13 +62,6 @@ def parameter_sites(name: str, part: Part, *, ordered: bool, dtype: torch.dtype)
         case NormalInverseWishart():
             return _Vectors(law)
     return _OrderedEntries(law) if ordered else _Entries(law)
-
-
-def prior_of(part: Part, dtype: torch.dtype) -> Any:
-    """The conjugate prior of a part in a dtype: a distribution, `NormalInverseGamma` or `NormalInverseWishart`."""
-    law = part.conjugate_prior().law
-    values = law if isinstance(law, tuple) else [getattr(law, name) for name in law.arg_constraints]
-    return type(law)(*(value.to(dtype) for value in values))
 
 
 class _OneSite(ParameterSites):
