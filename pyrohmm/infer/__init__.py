@@ -15,6 +15,7 @@ from pyrohmm.infer.selection import StateSelection as StateSelection
 from pyrohmm.infer.selection import criteria as criteria
 from pyrohmm.infer.selection import predictive_score as predictive_score
 from pyrohmm.infer.selection import select_states as select_states
+from pyrohmm.infer.structured_vae import initialize_structured_vae as initialize_structured_vae
 from pyrohmm.infer.svi import fit_svi as fit_svi
 from pyrohmm.infer.switching import initialize_switching as initialize_switching
 from pyrohmm.infer.variational_bayes import VariationalPosterior as VariationalPosterior

@@ -10,6 +10,7 @@ from pyrohmm.data import Sequences
 from pyrohmm.infer.common import mode
 from pyrohmm.models import HMM
 from pyrohmm.models.hmm import Potentials
+from pyrohmm.models.lags import lags_of
 from pyrohmm.nn.part import Events, Part, Statistics, add_up
 
 PARTS = ("initial", "transition", "emission")
@@ -60,7 +61,8 @@ def collect(
             found["emission"] = model.emission.statistics_of_products(products, observed.flatten(-3, -2))
             return found
         steps = [
-            None if value is None else value.flatten(0, 1) for value in (inputs, model._lagged(data), data.entries)
+            None if value is None else value.flatten(0, 1)
+            for value in (inputs, lags_of(model.emission, data), data.entries)
         ]
         found["emission"] = model.emission.expected_statistics(data.x.flatten(0, 1), observed.flatten(-3, -2), *steps)
     return found

@@ -36,7 +36,7 @@ from pyrohmm.infer.history import History
 from pyrohmm.infer.minibatches import Minibatches
 from pyrohmm.infer.optimizer import ClippedAdam, Schedule, Step
 from pyrohmm.infer.parameters import Parameters
-from pyrohmm.models import HMM, BayesianHMM
+from pyrohmm.models import HMM
 from pyrohmm.models.isolation import own_parameters, random_state, seeded, set_random_state
 
 _LINEAR = Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
@@ -177,7 +177,7 @@ def fit_svi(
 
     roots = modules(program, guide)
     for root in roots:
-        if isinstance(root, HMM) and not isinstance(root, BayesianHMM):
+        if isinstance(root, HMM) and root.point_parameters:
             check_modes(root)
     elbo = loss or UnreadELBO(num_particles=num_particles, vectorize_particles=vectorize_particles)
     settings = {

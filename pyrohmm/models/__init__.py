@@ -8,9 +8,9 @@ from pyrohmm.models.deep_markov import DeepMarkovModel as DeepMarkovModel
 from pyrohmm.models.filter_state import FilterState as FilterState
 from pyrohmm.models.filter_state import FilterUpdate as FilterUpdate
 from pyrohmm.models.hmm import HMM as HMM
+from pyrohmm.models.local_inference import LocalInference as LocalInference
 from pyrohmm.models.mixed_effects import MixedEffectsHMM as MixedEffectsHMM
 from pyrohmm.models.neural_hmm import NeuralHMM as NeuralHMM
-from pyrohmm.models.structured_vae import LocalInference as LocalInference
 from pyrohmm.models.structured_vae import StructuredVAE as StructuredVAE
 from pyrohmm.models.switching import SwitchingLDS as SwitchingLDS
 from pyrohmm.models.switching import SwitchingNLDS as SwitchingNLDS

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyrohmm.data import Sequences
+from pyrohmm.distributions.padding import waits
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Blank:
         return cls(num_sequences, num_steps, torch.arange(num_sequences, device=device), lengths, inputs)
 
 
-def check_data(data: Sequences | Blank, event_shape: tuple[int, ...]) -> None:
-    """An error unless `data` is what a model with observations of `event_shape` reads.
+def check_data(data: Sequences | Blank, event_shape: tuple[int, ...], part: str = "emission") -> None:
+    """An error unless `data` is what a model with observations of `event_shape`, those of a part, reads.
 
     Raises:
         TypeError: it is neither `Sequences` nor `Blank`.
@@ -63,5 +65,25 @@ def check_data(data: Sequences | Blank, event_shape: tuple[int, ...]) -> None:
         raise TypeError(f"data: expected pyrohmm.data.Sequences, got {type(data).__name__}; see Sequences.from_list")
     if data.x is not None and data.x.shape[2:] != event_shape:
         raise ValueError(
-            f"data: expected x of shape (N, T, *{tuple(event_shape)}), like the emission, got {tuple(data.x.shape)}"
+            f"data: expected x of shape (N, T, *{tuple(event_shape)}), like the {part}, got {tuple(data.x.shape)}"
         )
+
+
+def check_states(data: Sequences | Blank, num_states: int, *, labels: bool) -> None:
+    """An error unless what `data` says of the states fits a model of so many.
+
+    Args:
+        data: to be checked.
+        num_states: K.
+        labels: whether labels are read. On a GPU they are looked at only where Pyro's validation is on: a label that is
+            no state leaves none, and the sequence is then impossible.
+
+    Raises:
+        ValueError: `allowed` of another shape, or a label that is no state.
+    """
+    if data.allowed is not None and data.allowed.shape[-1] != num_states:
+        raise ValueError(f"data: expected allowed of shape (N, T, {num_states}), got {tuple(data.allowed.shape)}")
+    if not labels or data.labels is None or (waits(data.labels) and not is_validation_enabled()):
+        return
+    if (largest := int(data.labels.max())) >= num_states:
+        raise ValueError(f"data: expected labels below {num_states}, the number of states, got {largest}")

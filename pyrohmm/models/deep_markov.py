@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import ContinuousPath
 from pyrohmm.models.blank import Blank, check_data
-from pyrohmm.models.inference_network import inference_network
+from pyrohmm.models.inference_network import inference_network, proposed_path
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.models.saving import SavableModel
 from pyrohmm.nn import GatedTransition
@@ -119,6 +119,28 @@ class DeepMarkovModel(SavableModel):
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-1):
             pyro.sample("h", posterior)
 
+    def _prior(self, data: Sequences | Blank) -> ContinuousPath:
+        """The law of the paths before anything was observed."""
+        check_data(data, self.emission.event_shape)
+        transition = self.transition
+        return ContinuousPath(
+            transition,
+            transition.initial,
+            data.num_steps,
+            lengths=data.lengths,
+            batch_shape=(len(data.index),),
+        )
+
+    def _posterior(self, data: Sequences) -> ContinuousPath:
+        """The law of the paths given the sequences."""
+        features = self.dropout(self.encoder(data.x, data.lengths, observed=data.mask))
+        return proposed_path(self.combiner, self.combiner(features), data.num_steps, data.lengths, self.flows)
+
+    def _observation(self, h: Tensor, data: Sequences | Blank) -> Any:
+        """The law of whole sequences given their paths."""
+        law = self.emission(h, data.entries)
+        return (law.mask(data.observed) if isinstance(data, Sequences) else law).to_event(1)
+
     @property
     def num_parameters(self) -> int:
         """Number of trainable numbers in the model and its guide."""
@@ -186,33 +208,3 @@ class DeepMarkovModel(SavableModel):
         with torch.no_grad(), seeded(seed, device), own_parameters(self):
             sites: Any = poutine.trace(self.model).get_trace(blank).nodes
         return Sequences(sites["x"]["value"], blank.lengths)
-
-    def _prior(self, data: Sequences | Blank) -> ContinuousPath:
-        """The law of the paths before anything was observed."""
-        check_data(data, self.emission.event_shape)
-        transition = self.transition
-        return ContinuousPath(
-            transition,
-            transition.initial,
-            data.num_steps,
-            lengths=data.lengths,
-            batch_shape=(len(data.index),),
-        )
-
-    def _posterior(self, data: Sequences) -> ContinuousPath:
-        """The law of the paths given the sequences."""
-        combiner = self.combiner
-        features = self.encoder(data.x, data.lengths, observed=data.mask)
-        return ContinuousPath(
-            combiner(self.dropout(features)),
-            combiner.initial,
-            data.num_steps,
-            lengths=data.lengths,
-            independent=combiner.mean_field,
-            transforms=list(self.flows),
-        )
-
-    def _observation(self, h: Tensor, data: Sequences | Blank) -> Any:
-        """The law of whole sequences given their paths."""
-        law = self.emission(h, data.entries)
-        return (law.mask(data.observed) if isinstance(data, Sequences) else law).to_event(1)

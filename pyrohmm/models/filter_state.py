@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 from pyrohmm import ops
 from pyrohmm.distributions import statewise
 from pyrohmm.models.isolation import own_parameters
+from pyrohmm.models.lags import before_start
 from pyrohmm.ops.chain import finite
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class FilterState:
         self._window: deque[_Step] = deque(maxlen=lag + 1)
         # Symbols stay symbols, -1 for none; all else enters a network, in the model's precision.
         width = model.emission.order * model.emission.event_shape.numel()
-        start = model._before_start
+        start = before_start(model.emission)
         dtype = torch.int64 if start < 0 else parameter.dtype
         self._previous = torch.full((*self.batch_shape, width), start, dtype=dtype, device=parameter.device)
 

@@ -9,22 +9,21 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.infer.util import is_validation_enabled
 from pyro.ops.indexing import Vindex
 from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import MarkovChain, statewise
-from pyrohmm.distributions.padding import waits
 from pyrohmm.models.alignment import match_states, overlap
-from pyrohmm.models.blank import Blank, check_data
+from pyrohmm.models.blank import Blank, check_data, check_states
 from pyrohmm.models.filter_state import FilterState
 from pyrohmm.models.isolation import own_parameters, seeded
+from pyrohmm.models.lags import lags_at, lags_of
 from pyrohmm.models.saving import SavableModel
 from pyrohmm.nn import Initial, Part, Transition
 from pyrohmm.nn._free import num_trainable
 from pyrohmm.nn._relabel import as_permutation
-from pyrohmm.program import markov, posterior, previous
+from pyrohmm.program import markov, posterior
 from pyrohmm.program.posterior import trace_given
 
 
@@ -47,9 +46,9 @@ class HMM(SavableModel):
 
     The model is a Pyro program: call it, or `.model`, on `Sequences`, with any inference algorithm of Pyro. Its sites
     are the plate "sequences" (with the scale of a minibatch) and the collapsed factor "time" of the loop over the
-    sites "z" and "x". Parameters that were replaced by `pyro.nn.PyroSample` priors are sampled once, at the start. The
-    priors that parts were given (`prior=`) are the factor "prior": their parameters stay points, and SVI finds the most
-    probable ones, as `fit_em` does.
+    sites "z" (N, T) and "x" (N, T, *event). Parameters that were replaced by `pyro.nn.PyroSample` priors are sampled
+    once, at the start. The priors that parts were given (`prior=`) are the factor "prior": their parameters stay
+    points, and SVI finds the most probable ones, as `fit_em` does.
 
     Args:
         emission: a part like those of `pyrohmm.nn`, with the attributes num_states, event_shape and order.
@@ -65,6 +64,10 @@ class HMM(SavableModel):
         ValueError: the parts differ in their number of states, or `initial` depends on another transition than the
             model's.
 
+    Reference:
+        Rabiner (1989), "A tutorial on hidden Markov models and selected applications in speech recognition"; with
+        inputs, Bengio and Frasconi (1995), "An input output HMM architecture".
+
     Example:
         >>> from pyrohmm.nn import CategoricalEmission
         >>> model = HMM(CategoricalEmission(2, 3, probs=[[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]]))
@@ -75,6 +78,8 @@ class HMM(SavableModel):
         (2, 12)
     """
 
+    # Whether fits look for the most probable parameters, for which priors need a mode; else they are sites.
+    point_parameters: bool = True
     # Any: what is asked of a part, beyond being a module, is in its documented attributes.
     initial: Any
     transition: Any
@@ -138,7 +143,7 @@ class HMM(SavableModel):
                 observed: Any = True if data.mask is None else data.observed[:, t]
                 entries = None if data.entries is None else data.entries[:, t]
                 with poutine.mask(mask=observed):
-                    pyro.sample("x", self._emission(state, inputs, self._previous(data, t), entries), obs=x)
+                    pyro.sample("x", self._emission(state, inputs, lags_at(self.emission, data, t), entries), obs=x)
 
     def model(self, data: Sequences | Blank, *, vectorized: bool = True) -> None:
         """The Pyro program, the same as calling the model; arguments as for `forward`."""
@@ -147,6 +152,36 @@ class HMM(SavableModel):
     def guide(self, data: Sequences | Blank) -> Any:
         """The given guide; without one nothing is sampled, as the model has no latent site but its states."""
         return None if self.given_guide is None else self.given_guide(data)
+
+    def _check(self, data: Sequences | Blank) -> None:
+        check_data(data, self.emission.event_shape)
+        check_states(data, self.num_states, labels=self.use_labels)
+
+    def _sample_priors(self, data: Sequences | Blank) -> None:
+        """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them.
+
+        Points have the factor of their priors.
+        """
+        for part in self.parts:
+            for module in part.modules():
+                for name in getattr(module, "_pyro_samples", ()):
+                    getattr(module, name)
+        if data.x is not None and any(getattr(part, "has_prior", False) for part in self.parts):
+            pyro.factor("prior", self.log_prior())
+
+    def _inputs(self, data: Sequences | Blank) -> Callable[[slice], Tensor | None]:
+        """What the parts read at some steps, as a function of them; called once, in the plate of the sequences."""
+        return lambda t: None if data.inputs is None else data.inputs[:, t]
+
+    def _next_state(self, state: Tensor | None, inputs: Tensor | None) -> dist.Categorical:
+        return dist.Categorical(logits=self.initial(inputs) if state is None else self.transition(state, inputs))
+
+    def _emission(
+        self, state: Tensor, inputs: Tensor | None, before: Tensor | None, entries: Tensor | None
+    ) -> TorchDistributionMixin:
+        # Parts of others need not know of missing entries.
+        missing = {} if entries is None else {"observed": entries}
+        return self.emission(state, inputs, before, **missing)
 
     def log_prior(self) -> Tensor:
         """The log-density of the parameters under the priors of the parts (`prior=`), up to a constant, in nats.
@@ -320,7 +355,7 @@ class HMM(SavableModel):
             return self._emission_law(data)
 
     def _emission_law(self, data: Sequences) -> TorchDistributionMixin:
-        return self._emission(self._states(), data.inputs, self._lagged(data), data.entries)
+        return self._emission(self._states(), data.inputs, lags_of(self.emission, data), data.entries)
 
     def _refuse_priors(self) -> None:
         if names := self._names_of_priors():
@@ -478,25 +513,6 @@ class HMM(SavableModel):
         with own_parameters(self, *([guide] if isinstance(guide, nn.Module) else [])):
             yield guide
 
-    def _inputs(self, data: Sequences | Blank) -> Callable[[slice], Tensor | None]:
-        """What the parts read at some steps, as a function of them; called once, in the plate of the sequences."""
-        return lambda t: None if data.inputs is None else data.inputs[:, t]
-
-    def _next_state(self, state: Tensor | None, inputs: Tensor | None) -> dist.Categorical:
-        return dist.Categorical(logits=self.initial(inputs) if state is None else self.transition(state, inputs))
-
-    def _sample_priors(self, data: Sequences | Blank) -> None:
-        """Sample the parameters that have priors here, where they belong to no plate; PyroModule remembers them.
-
-        Points have the factor of their priors.
-        """
-        for part in self.parts:
-            for module in part.modules():
-                for name in getattr(module, "_pyro_samples", ()):
-                    getattr(module, name)
-        if data.x is not None and any(getattr(part, "has_prior", False) for part in self.parts):
-            pyro.factor("prior", self.log_prior())
-
     def _names_of_priors(self) -> list[str]:
         """The parameters of the parts that are `PyroSample` priors."""
         return [
@@ -505,53 +521,6 @@ class HMM(SavableModel):
             if path.split(".")[0] in ("initial", "transition", "emission")
             for name in getattr(module, "_pyro_samples", ())
         ]
-
-    def _emission(
-        self, state: Tensor, inputs: Tensor | None, before: Tensor | None, entries: Tensor | None
-    ) -> TorchDistributionMixin:
-        # Parts of others need not know of missing entries.
-        missing = {} if entries is None else {"observed": entries}
-        return self.emission(state, inputs, before, **missing)
-
-    def _previous(self, data: Sequences | Blank, t: slice) -> Tensor | None:
-        """The last observations as an emission of order > 0 wants them, (N, t, order * D), newest first."""
-        if self.emission.order == 0:
-            return None
-        shape = (len(data.index), 1, *self.emission.event_shape)
-        before = torch.full(shape, self._before_start, device=data.index.device)
-        lags = range(1, self.emission.order + 1)
-        return self._joined([previous("x", data.x, t, lag=lag, initial=before) for lag in lags])
-
-    def _lagged(self, data: Sequences) -> Tensor | None:
-        """`_previous` of all steps, outside of the loop."""
-        if self.emission.order == 0:
-            return None
-        steps = range(1, self.emission.order + 1)
-        before = [
-            data.x.new_full((len(data), min(lag, data.num_steps), *data.event_shape), self._before_start)
-            for lag in steps
-        ]
-        return self._joined([torch.cat([b, data.x], 1)[:, : data.num_steps] for b in before])
-
-    @property
-    def _before_start(self) -> float:
-        """What stands for observations before the first one: no symbol, or zero."""
-        return -1 if getattr(self.emission, "family", None) == "categorical" else 0.0
-
-    def _joined(self, lags: list[Tensor]) -> Tensor:
-        event_dim = len(self.emission.event_shape)
-        values = torch.broadcast_tensors(*lags)
-        return torch.cat([x.flatten(-event_dim) if event_dim else x.unsqueeze(-1) for x in values], -1)
-
-    def _check(self, data: Sequences | Blank) -> None:
-        check_data(data, self.emission.event_shape)
-        allowed = data.allowed
-        if allowed is not None and allowed.shape[-1] != self.num_states:
-            raise ValueError(f"data: expected allowed of shape (N, T, {self.num_states}), got {tuple(allowed.shape)}")
-        if not self.use_labels or data.labels is None or (waits(data.labels) and not is_validation_enabled()):
-            return  # a label that is no state leaves none, and the sequence is then impossible
-        if (largest := int(data.labels.max())) >= self.num_states:
-            raise ValueError(f"data: expected labels below {self.num_states}, the number of states, got {largest}")
 
 
 def _num_states(name: str, part: nn.Module) -> int:

@@ -25,6 +25,9 @@ class NeuralHMM(HMM):
     Raises:
         TypeError, ValueError: as in `HMM`.
 
+    Reference:
+        Tran, Bisk, Vaswani, Marcu and Knight (2016), "Unsupervised neural hidden Markov models".
+
     Example:
         >>> import torch
         >>> from pyrohmm.nn import AutoregressiveEmission, Initial, NeuralTransition

@@ -1,7 +1,7 @@
 """A variational autoencoder whose codes follow a hidden Markov model."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -13,25 +13,14 @@ from torch.nn.functional import softplus
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
 from pyrohmm.distributions.padding import fill_unread
-from pyrohmm.models.blank import Blank
+from pyrohmm.models.blank import Blank, check_data
 from pyrohmm.models.hmm import HMM
 from pyrohmm.models.isolation import own_parameters, seeded
+from pyrohmm.models.local_inference import LocalInference, local_inference
 from pyrohmm.models.saving import SavableModel
 from pyrohmm.nn import Encoder
 from pyrohmm.nn._common import count
 from pyrohmm.nn.encoder.chain import small_linear
-
-
-class LocalInference(NamedTuple):
-    """What is inferred of each sequence.
-
-    Attributes:
-        states: q(z), batch shape (N,).
-        codes: q(h_t), batch shape (N, T), event shape (D,); without meaning where nothing was observed.
-    """
-
-    states: MarkovChain
-    codes: dist.MultivariateNormal
 
 
 class StructuredVAE(SavableModel):
@@ -57,6 +46,8 @@ class StructuredVAE(SavableModel):
       tighter one. Fit it by `pyrohmm.fit_svi(model, data)`.
     - False: the sites z and h, and the guide q(z) q(h). Fit it by `pyrohmm.fit_svi(model, data, loss=PathELBO())`:
       `pyrohmm.infer.PathELBO` sums over the paths of the guide.
+
+    `pyrohmm.infer.initialize_structured_vae` sets a start from which either finds the states more often.
 
     Args:
         emission: of the codes, K states with vectors of D numbers: `pyrohmm.nn.GaussianEmission`. Means that differ are
@@ -171,31 +162,35 @@ class StructuredVAE(SavableModel):
         self._check(data)
         features = self.encoder(data.x, data.lengths, observed=data.mask, inputs=data.inputs)
         pseudo, precision = self.head(features).chunk(2, -1)
-        precision = torch.where(data.observed.unsqueeze(-1), softplus(precision), 0.0)
-        law = self._code_law()
-        precisions = _precision_matrix(law)  # (K, D, D)
-        natural = (precisions @ law.mean.unsqueeze(-1)).squeeze(-1)
-        # Past the length nothing else would be there.
-        evidence = torch.diag_embed(precision + ~data.valid.unsqueeze(-1))
+        law, prior = self._code_law(), self.prior(data)
+        return local_inference(prior, law, pseudo, softplus(precision), data.observed, self.num_rounds)
 
-        def codes(weights: Tensor) -> dist.MultivariateNormal:
-            total = evidence + (weights @ precisions.flatten(1)).unflatten(-1, precisions.shape[1:])
-            zero = total.new_zeros(self.dim)
-            scale = dist.MultivariateNormal(zero, precision_matrix=total, validate_args=False).scale_tril
-            linear = (precision * pseudo + weights @ natural).unsqueeze(-1)
-            mean = (scale @ (scale.mT @ linear)).squeeze(-1)
-            return dist.MultivariateNormal(mean, scale_tril=scale, validate_args=False)
+    def _code_law(self) -> Any:
+        """p(h_t | z_t) of all states, of batch shape (K,)."""
+        return self.hmm.emission(torch.arange(self.hmm.num_states, device=self.head.weight.device))
 
-        prior = chain = self.prior(data)
-        found = codes(prior.marginals)
-        for _ in range(self.num_rounds):
-            # E log N(h; loc_k, 1 / P_k) is that at the mean, less half the trace of P_k times the covariance.
-            spread = found.covariance_matrix.flatten(-2) @ precisions.flatten(1).mT
-            unary = law.log_prob(found.mean.unsqueeze(-2)) - 0.5 * spread
-            unary = torch.where(data.observed.unsqueeze(-1), unary, 0.0)
-            chain = MarkovChain(prior.initial_logits, prior.transition_logits, unary, lengths=data.lengths)
-            found = codes(chain.marginals)
-        return LocalInference(chain, found)
+    def _collapsed(self, data: Sequences, chain: MarkovChain) -> HiddenMarkovModel:
+        """p(h) at the steps of which something was observed, of batch shape (N,)."""
+        law, observed = self._code_law(), data.observed.unsqueeze(-1)
+        law = law.expand((*data.observed.shape, self.hmm.num_states)).mask(observed)
+        return HiddenMarkovModel(chain, law, time_varying=True)
+
+    def _observation(self, data: Sequences, code: Tensor) -> tuple[Any, Tensor]:
+        """p(x | h), of batch shape (N,), and x with something harmless where it is not observed."""
+        law = self._decoded(code, data.entries)
+        return law.mask(data.observed).to_event(1), fill_unread(data.x, data.observed, law)
+
+    def _decoded(self, code: Tensor, entries: Tensor | None) -> Any:
+        state = torch.zeros((), dtype=torch.int64, device=code.device)
+        missing = {} if entries is None else {"observed": entries}
+        return self.decoder(state, code, **missing)
+
+    def _check(self, data: Sequences) -> None:
+        if not isinstance(data, Sequences):
+            raise TypeError(f"data: expected pyrohmm.data.Sequences, got {type(data).__name__}")
+        check_data(data, self.decoder.event_shape, "decoder")
+        if data.allowed is not None:
+            raise ValueError(f"data: expected allowed=None, got shape {tuple(data.allowed.shape)}")
 
     def posterior(self, data: Sequences) -> MarkovChain:
         """q(z), the inferred law of the state paths, of batch shape (N,)."""
@@ -278,48 +273,3 @@ class StructuredVAE(SavableModel):
         with torch.no_grad(), seeded(seed, device), own_parameters(self):
             sites: Any = poutine.trace(poutine.uncondition(self)).get_trace(data, collapsed=False).nodes
         return Sequences(sites["x"]["value"], data.lengths, inputs=data.inputs, labels=sites["z"]["value"])
-
-    def _code_law(self) -> Any:
-        """p(h_t | z_t) of all states, of batch shape (K,)."""
-        return self.hmm.emission(torch.arange(self.hmm.num_states, device=self.head.weight.device))
-
-    def _collapsed(self, data: Sequences, chain: MarkovChain) -> HiddenMarkovModel:
-        """p(h) at the steps of which something was observed, of batch shape (N,)."""
-        law, observed = self._code_law(), data.observed.unsqueeze(-1)
-        law = law.expand((*data.observed.shape, self.hmm.num_states)).mask(observed)
-        return HiddenMarkovModel(chain, law, time_varying=True)
-
-    def _observation(self, data: Sequences, code: Tensor) -> tuple[Any, Tensor]:
-        """p(x | h), of batch shape (N,), and x with something harmless where it is not observed."""
-        law = self._decoded(code, data.entries)
-        return law.mask(data.observed).to_event(1), fill_unread(data.x, data.observed, law)
-
-    def _decoded(self, code: Tensor, entries: Tensor | None) -> Any:
-        state = torch.zeros((), dtype=torch.int64, device=code.device)
-        missing = {} if entries is None else {"observed": entries}
-        return self.decoder(state, code, **missing)
-
-    def _check(self, data: Sequences) -> None:
-        if not isinstance(data, Sequences):
-            raise TypeError(f"data: expected pyrohmm.data.Sequences, got {type(data).__name__}")
-        if data.x.shape[2:] != self.decoder.event_shape:
-            raise ValueError(
-                f"data: expected x of shape (N, T, *{tuple(self.decoder.event_shape)}), like the decoder, "
-                f"got {tuple(data.x.shape)}"
-            )
-        if data.allowed is not None:
-            raise ValueError(f"data: expected allowed=None, got shape {tuple(data.allowed.shape)}")
-
-
-def _precision_matrix(law: Any) -> Tensor:
-    """The inverse covariance (..., D, D) of a Gaussian.
-
-    Raises:
-        ValueError: it is none.
-    """
-    base = getattr(law, "base_dist", None)
-    if isinstance(base, torch.distributions.Normal):
-        return torch.diag_embed(base.scale**-2)
-    if not hasattr(law, "precision_matrix"):
-        raise ValueError(f"emission: expected Gaussian laws, got {type(law).__name__}")
-    return law.precision_matrix

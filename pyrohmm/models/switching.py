@@ -1,6 +1,5 @@
 """Switching state space models: discrete states that choose the dynamics of continuous ones."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -11,18 +10,17 @@ import torch
 from pyro import poutine
 from torch import Generator, Tensor, nn
 
-from pyrohmm import ops
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import ContinuousPath, MarkovChain
 from pyrohmm.models.alignment import States, match_states, overlap
 from pyrohmm.models.blank import Blank, check_data
-from pyrohmm.models.inference_network import inference_network
+from pyrohmm.models.evenness import evenness
+from pyrohmm.models.inference_network import inference_network, proposed_path
 from pyrohmm.models.isolation import own_parameters, seeded
 from pyrohmm.models.saving import SavableModel
 from pyrohmm.nn import Emitter, Initial, RegressionTransition, SwitchingDynamics, Transition
 from pyrohmm.nn._common import count
 from pyrohmm.nn._relabel import as_permutation
-from pyrohmm.ops.chain import valid_steps
 from pyrohmm.program import markov, posterior, previous
 from pyrohmm.program.posterior import chains_in
 
@@ -177,6 +175,38 @@ class SwitchingSSM(SavableModel):
         with pyro.plate("sequences", data.num_total, subsample=data.index, dim=-2):
             pyro.sample("h", law)
 
+    def _next_state(
+        self, state: Tensor | None, before: Tensor | None, data: Sequences | Blank, t: slice
+    ) -> dist.Categorical:
+        known = [] if data.inputs is None else [data.inputs[:, t]]
+        if state is None:
+            return dist.Categorical(logits=self.initial(known[0] if known else None))
+        if self.recurrent == "latent":
+            assert before is not None
+            known.insert(0, before)
+        elif self.recurrent == "observed":
+            known.insert(0, previous("x", data.x, t, initial=torch.zeros_like(self.centre)))
+        return dist.Categorical(logits=self.transition(state, torch.cat(known, -1) if known else None))
+
+    def _path(self, data: Sequences) -> ContinuousPath:
+        """The guide's law of the path, with the batch dimensions of the program, (N, 1)."""
+        seen = data.valid.unsqueeze(-1) if data.entries is None else data.entries
+        seen = seen & data.observed.unsqueeze(-1)
+        x = torch.where(seen, (data.x - self.centre) / self.spread, 0.0)
+        features = self.encoder(x, data.lengths, observed=data.mask)
+        direct = (x @ self.direct.mT).unsqueeze(1)
+        step = self.combiner(features.unsqueeze(1))
+        step.known = step.known + nn.functional.pad(direct, (0, self.dynamics.dim))  # to the means
+        return proposed_path(self.combiner, step, data.num_steps, data.lengths.unsqueeze(-1))
+
+    def _evenness(self) -> Tensor | None:
+        """The weight of evenness in this run of the program, which is counted; None where there is none."""
+        if not self.training or self.evenness == 0:
+            return None
+        weight = self.evenness * (1 - self.runs / self.evenness_runs).clamp_min(0)
+        self.runs += 1
+        return weight
+
     @property
     def num_states(self) -> int:
         """K."""
@@ -303,44 +333,6 @@ class SwitchingSSM(SavableModel):
         self.relabel(permutation)
         return permutation
 
-    def _next_state(
-        self, state: Tensor | None, before: Tensor | None, data: Sequences | Blank, t: slice
-    ) -> dist.Categorical:
-        known = [] if data.inputs is None else [data.inputs[:, t]]
-        if state is None:
-            return dist.Categorical(logits=self.initial(known[0] if known else None))
-        if self.recurrent == "latent":
-            assert before is not None
-            known.insert(0, before)
-        elif self.recurrent == "observed":
-            known.insert(0, previous("x", data.x, t, initial=torch.zeros_like(self.centre)))
-        return dist.Categorical(logits=self.transition(state, torch.cat(known, -1) if known else None))
-
-    def _path(self, data: Sequences) -> ContinuousPath:
-        """The guide's law of the path, with the batch dimensions of the program, (N, 1)."""
-        seen = data.valid.unsqueeze(-1) if data.entries is None else data.entries
-        seen = seen & data.observed.unsqueeze(-1)
-        x = torch.where(seen, (data.x - self.centre) / self.spread, 0.0)
-        features = self.encoder(x, data.lengths, observed=data.mask)
-        combiner, direct = self.combiner, (x @ self.direct.mT).unsqueeze(1)
-        step = combiner(features.unsqueeze(1))
-        step.known = step.known + nn.functional.pad(direct, (0, self.dynamics.dim))  # to the means
-        return ContinuousPath(
-            step,
-            combiner.initial,
-            data.num_steps,
-            lengths=data.lengths.unsqueeze(-1),
-            independent=combiner.mean_field,
-        )
-
-    def _evenness(self) -> Tensor | None:
-        """The weight of evenness in this run of the program, which is counted; None where there is none."""
-        if not self.training or self.evenness == 0:
-            return None
-        weight = self.evenness * (1 - self.runs / self.evenness_runs).clamp_min(0)
-        self.runs += 1
-        return weight
-
 
 class SwitchingLDS(SwitchingSSM):
     r"""A switching linear dynamical system, with Gaussian observations: `SwitchingSSM` with linear parts.
@@ -443,28 +435,6 @@ class SwitchingNLDS(SwitchingSSM):
             generator=generator,
             **settings,
         )
-
-
-def evenness(chain: MarkovChain) -> Tensor:
-    r"""How even the states of each step are: :math:`-\sum_t \mathrm{KL}(\mathrm{uniform} \,\|\, p(z_t))`, at most 0.
-
-    Args:
-        chain: a law of paths.
-
-    Returns:
-        (*batch), nats, float64 inside, so that states of probability down to 1e-308 are still pushed.
-
-    >>> probs = torch.tensor([[0.5, 0.5], [0.1, 0.9]])
-    >>> even = MarkovChain.from_potentials(torch.zeros(2), torch.zeros(2, 2), probs.log())
-    >>> evenness(even)
-    tensor(-0.5108)
-    """
-    potentials = (potential.double() for potential in chain.potentials)
-    marginals = ops.smooth(*potentials, lengths=chain.lengths).state_marginals
-    divergence = -marginals.clamp_min(torch.finfo(marginals.dtype).tiny).log().mean(-1) - math.log(chain.num_states)
-    if chain.lengths is not None:
-        divergence = torch.where(valid_steps(chain.lengths, chain.num_steps), divergence, 0.0)
-    return -divergence.sum(-1).to(chain.initial_logits.dtype)
 
 
 @contextmanager

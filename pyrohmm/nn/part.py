@@ -1,6 +1,7 @@
 """What all parts have in common: a prior, expected statistics and the M-step of EM on tables of parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,8 +76,30 @@ class Part(PyroModule):
 
     def put(self, values: dict[str, Tensor]) -> None:
         """Set the parameters to values of its `conjugate_prior`, as that law's methods return them."""
-        for name, value in values.items():
+        for name, value in self.tables(values).items():
             assign(getattr(self, name), value)
+
+    def tables(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters that such values stand for, with their gradients: name -> value."""
+        return values
+
+    @contextmanager
+    def given(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Inside, such values, with their gradients, stand in place of the parameters; (R, 1, 1) may be in front.
+
+        >>> from pyrohmm.nn import Initial
+        >>> part, logits = Initial(2), torch.zeros(2)
+        >>> with part.given({"logits": logits}):
+        ...     part() is logits
+        True
+        """
+        own = dict(self._parameters)
+        # Not by setattr, which would not take tensors for parameters.
+        self._parameters.update(self.tables(values))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        try:
+            yield
+        finally:
+            self._parameters.update(own)
 
     def log_prior(self) -> Tensor:
         """The log-density of the parameters under the part's `prior`, up to a constant; 0 without one.

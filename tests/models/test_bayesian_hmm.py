@@ -112,48 +112,6 @@ def test_sequential_program_is_the_same(name):
     assert fast == pytest.approx(plain, rel=1e-10)
 
 
-@pytest.mark.parametrize("name", ["diag", "spherical", "full", "tied"])
-def test_prior_draws_have_the_moments_of_the_prior(name):
-    """Precisions and means, of Gaussians, whose sites are others; within five standard errors."""
-    model, num = make(name), 4000
-    law = model.emission.conjugate_prior().law
-    torch.manual_seed(0)
-    with pyro.plate("draws", num):
-        drawn = model._sample_emission(*model._prior(model.emission))
-    tril = drawn.get("scale_tril")
-    if tril is None:
-        precision = drawn["scale"].squeeze(-1) if name == "spherical" else drawn["scale"]
-        precision = precision**-2
-    else:
-        precision = torch.cholesky_inverse(tril if name == "full" else tril.squeeze(-3))
-    for values, mean in ((precision, law.precision.mean), (drawn["loc"], law.loc), (drawn["loc"] ** 2, None)):
-        if mean is None:
-            marginal = law.mean
-            mean = marginal.variance + law.loc**2
-        error = values.std(0) / num**0.5
-        assert ((values.mean(0) - mean).abs() < 5 * error).all()
-
-
-@pytest.mark.parametrize("name", ["diag", "spherical", "line"])
-def test_ordered_prior_is_that_of_states_put_in_order(name):
-    num = 20000
-    torch.manual_seed(0)
-    found = {}
-    for ordered in (False, True):
-        model = make(name, ordered)
-        with pyro.plate("draws", num):
-            drawn = model._sample_emission(*model._prior(model.emission))
-        loc, log_scale = drawn["loc"], drawn["scale"].log().expand(drawn["loc"].shape)
-        order = loc[..., 0].argsort(dim=-1, stable=True).unsqueeze(-1).expand(loc.shape)
-        if ordered:
-            assert (loc[..., 0].diff(dim=-1) >= 0).all()
-        # Bounded or light in their tails, and the two together.
-        loc, log_scale = loc.gather(1, order).tanh(), log_scale.gather(1, order)
-        found[ordered] = torch.cat([loc, log_scale, loc * log_scale, log_scale**2], -1)
-    error = (found[True].var(0) / num + found[False].var(0) / num).sqrt()
-    assert ((found[True].mean(0) - found[False].mean(0)).abs() < 5 * error).all()
-
-
 @every_model
 @pytest.mark.parametrize("guide_class", [AutoNormal, AutoLowRankMultivariateNormal])
 def test_svi(name, ordered, guide_class):
@@ -289,8 +247,8 @@ def test_at():
     apart = model.at({k: v for k, v in values.items() if k != "loc"})
     assert torch.equal(whole.emission.loc, apart.emission.loc) and type(whole) is HMM
     assert all(parameter.requires_grad for parameter in whole.parameters())
-    with pytest.raises(ValueError, match="draw: expected a value of 'ordered_loc', got only those of 'initial'"):
-        model.at({"initial": values["initial"]})
+    with pytest.raises(ValueError, match="draw: expected a value of 'ordered_loc', got only those of 'initial', '"):
+        model.at({name: values[name] for name in ("initial", "transition")})
     with pytest.raises(ValueError, match=r"draw: expected shape \(2,\) of what gives logits, got \(4, 2\)"):
         model.at({**values, "initial": values["initial"].expand(4, 2)})
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from torch.distributions import kl_divergence
 
 from pyrohmm import HiddenMarkovModel, MarkovChain, fit_em, fit_svi, nn
 from pyrohmm.data import Sequences
@@ -49,60 +48,6 @@ def ragged(model, *, missing=True, num_steps=5, dtype=torch.float64, entries=Fal
         mask = torch.rand(data.x.shape[: 3 if entries else 2], generator=torch.Generator().manual_seed(2)) < 0.6
         mask[0, 0] = True
     return Sequences(data.x.to(dtype), lengths, mask=mask)
-
-
-def natural(model, data):
-    """The pseudo-observations that the network has made, and their precisions."""
-    features = model.encoder(data.x, data.lengths, observed=data.mask)
-    loc, precision = model.head(features).chunk(2, -1)
-    return loc, torch.nn.functional.softplus(precision) * data.observed.unsqueeze(-1)
-
-
-def objective(model, data, found):
-    """What coordinate ascent makes large: the bound with the pseudo-observations in place of the decoder."""
-    loc, precision = natural(model, data)
-    law = model.hmm.emission(torch.arange(model.hmm.num_states))
-    mean, covariance = found.codes.mean, found.codes.covariance_matrix
-    matrix = dist.MultivariateNormal(law.mean, law.variance.diag_embed()) if covariance_is_diagonal(law) else law
-    unary = matrix.log_prob(mean.unsqueeze(-2)) - 0.5 * torch.einsum(
-        "ntij,kji->ntk", covariance, matrix.precision_matrix
-    )
-    fit = -0.5 * (precision * ((mean - loc).square() + covariance.diagonal(dim1=-2, dim2=-1))).sum(-1)
-    steps = torch.where(data.observed, fit + found.codes.entropy(), 0.0).sum(-1)
-    unary = unary * data.observed.unsqueeze(-1)
-    return found.states.expectation(unary) - kl_divergence(found.states, model.prior(data)) + steps
-
-
-def covariance_is_diagonal(law):
-    return isinstance(law, torch.distributions.Independent)
-
-
-@pytest.mark.parametrize("covariance", ["full", "diag", "tied", "spherical"])
-def test_rounds_go_uphill_to_a_fixed_point(covariance):
-    model = make(covariance=covariance)
-    data = ragged(model)
-    found, before = None, torch.full((3,), -math.inf, dtype=torch.float64)
-    with torch.no_grad():
-        for num_rounds in range(1, 7):
-            model.num_rounds = num_rounds
-            found = model.infer(data)
-            value = objective(model, data, found)
-            assert (value >= before - 1e-9).all()
-            before = value
-        model.num_rounds = 60
-        found = model.infer(data)
-        # Each is the best one given the other, step by step.
-        loc, precision = natural(model, data)
-        law = model.hmm.emission(torch.arange(K))
-        inverse = law.variance.diag_embed().inverse() if covariance_is_diagonal(law) else law.precision_matrix
-        weights = found.states.marginals
-        for n, length in enumerate(data.lengths.tolist()):
-            for t in data.observed[n, :length].nonzero().flatten().tolist():
-                total = precision[n, t].diag() + sum(weights[n, t, k] * inverse[k] for k in range(K))
-                linear = precision[n, t] * loc[n, t]
-                linear = linear + sum(weights[n, t, k] * inverse[k] @ law.mean[k] for k in range(K))
-                torch.testing.assert_close(found.codes.covariance_matrix[n, t], total.inverse())
-                torch.testing.assert_close(found.codes.mean[n, t], total.inverse() @ linear)
 
 
 @pytest.mark.parametrize("collapsed", [True, False])

@@ -14,8 +14,8 @@ from pyrohmm.data import Sequences
 from pyrohmm.infer import initialize_switching
 from pyrohmm.infer.importance import importance_log_prob
 from pyrohmm.models import SwitchingLDS, SwitchingNLDS, SwitchingSSM, overlap
+from pyrohmm.models.evenness import evenness
 from pyrohmm.models.isolation import own_parameters
-from pyrohmm.models.switching import evenness
 from pyrohmm.nn import Emitter, Initial, NeuralTransition, SwitchingDynamics, Transition
 from pyrohmm.nn.switching import raw
 
@@ -242,22 +242,6 @@ def test_saved_and_loaded(tmp_path):
     torch.testing.assert_close(copied.marginals(data), model.marginals(data))
     with pytest.raises(ValueError, match="path: expected the parameters of a model like this one"):
         some_model(num_states=3).load(tmp_path / "model.pt")
-
-
-def test_evenness_is_minus_the_divergence_from_even_states():
-    generator = torch.Generator().manual_seed(0)
-    potentials = [torch.randn(*shape, generator=generator) for shape in ((2, 3), (2, 4, 3, 3), (2, 5, 3))]
-    chain = MarkovChain.from_potentials(*potentials, lengths=torch.tensor([5, 2]))
-    expected = (chain.marginals.log().mean(-1) + math.log(3)).masked_fill(
-        torch.arange(5) >= chain.lengths.unsqueeze(-1), 0.0
-    )
-    torch.testing.assert_close(evenness(chain), expected.sum(-1))
-    assert (evenness(chain) < 0).all()
-    # A state that is out of reach of float32 is pushed still.
-    unary = torch.tensor([[0.0, -300.0]], requires_grad=True)
-    far = evenness(MarkovChain.from_potentials(torch.zeros(2), torch.zeros(2, 2), unary))
-    (grad,) = torch.autograd.grad(far, unary)
-    torch.testing.assert_close(grad, torch.tensor([[-0.5, 0.5]]))
 
 
 def test_weight_of_evenness_falls_with_the_runs():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrohmm.nn import Initial, Part, PeriodicTransition, TiedTransition, Transition, left_to_right
+from pyrohmm.nn import GaussianEmission, Initial, Part, PeriodicTransition, TiedTransition, Transition, left_to_right
 from pyrohmm.nn.part import add_up
 
 K, P, N, T = 3, 4, 5, 6
@@ -211,3 +211,17 @@ def test_the_prior_of_a_network_is_normal():
     with pytest.raises(TypeError, match="prior: expected a Normal, got Dirichlet"):
         Initial(K, context=2, prior=dist.Dirichlet(torch.ones(K)))
     assert not Initial(K, context=2).closed_form
+
+
+def test_values_in_place_of_parameters():
+    part = GaussianEmission(2, 3, "full")
+    own = dict(part.named_parameters())
+    values = {"loc": torch.ones(2, 3, requires_grad=True), "covariance": torch.eye(3).expand(2, 3, 3) * 4}
+    with part.given(values):
+        law = part(torch.tensor([0, 1]))
+        torch.testing.assert_close(law.covariance_matrix, values["covariance"])
+        (grad,) = torch.autograd.grad(law.log_prob(torch.zeros(3)).sum(), values["loc"])
+        torch.testing.assert_close(grad, torch.full((2, 3), -0.25))
+    with pytest.raises(TypeError, match="state: expected int64"), part.given(values):
+        part(torch.zeros(2))
+    assert all(getattr(part, name) is parameter for name, parameter in own.items())

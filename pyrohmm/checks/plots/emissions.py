@@ -14,6 +14,7 @@ from pyrohmm.data import Sequences
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
 from pyrohmm.models import HMM
 from pyrohmm.models.isolation import own_parameters
+from pyrohmm.models.lags import lags_of
 from pyrohmm.nn.emission.composite import Streams
 from pyrohmm.nn.emission.mixture import Mixture
 
@@ -144,7 +145,7 @@ def emission_law(model: HMM | HiddenMarkovModel, data: Sequences | Tensor) -> tu
             raise ValueError(f"model: expected parameters without priors, got PyroSample for {', '.join(priors)}")
         model._check(data)
         with own_parameters(model):
-            law = model._emission(model._states(), data.inputs, model._lagged(data), None)
+            law = model._emission(model._states(), data.inputs, lags_of(model.emission, data), None)
         return law, lambda tensor: tensor
     if not isinstance(model, HiddenMarkovModel):
         raise TypeError(f"model: expected an HMM or a HiddenMarkovModel, got {type(model).__name__}")

@@ -206,17 +206,16 @@ class GaussianEmission(TableEmission):
             return GaussianVectors(NormalInverseWishart(loc, strength, shape, scale), centre)
         return GaussianEntries(NormalInverseGamma(loc, strength.expand(loc.shape), shape, scale), centre)
 
-    def put(self, values: dict[str, Tensor]) -> None:
-        """Set the means, and the variances or covariances; see `Part`."""
-        assign(self.loc, values["loc"])
+    def tables(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The means, and what makes the variances or covariances; see `Part`."""
+        loc = values["loc"]
         if "variance" in values:
-            assign(self.log_scale, 0.5 * values["variance"].log())
-            return
-        factor = torch.linalg.cholesky(values["covariance"])
+            return {"loc": loc, "log_scale": 0.5 * values["variance"].log()}
+        known = values.get("scale_tril")
+        factor = torch.linalg.cholesky(values["covariance"]) if known is None else known
         scale = factor.diagonal(dim1=-2, dim2=-1)
         row, column = torch.tril_indices(factor.shape[-1], factor.shape[-1], -1, device=factor.device)
-        assign(self.log_scale, scale.log())
-        assign(self.lower, (factor / scale.unsqueeze(-1))[..., row, column])
+        return {"loc": loc, "log_scale": scale.log(), "lower": (factor / scale.unsqueeze(-1))[..., row, column]}
 
     def prepare(self, x: Tensor, observed: Tensor | None = None) -> None:
         """Take sums for EM from the mean of these observations (M, D) from now on."""
