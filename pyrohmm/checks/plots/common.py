@@ -1,6 +1,7 @@
 """What the plots share: colours, names and times of the states' axes, panels, and the sequence that is drawn."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,17 +33,44 @@ class Axis(NamedTuple):
     is_date: bool
 
 
-def colours(num_states: int) -> list[Any]:
-    """One for each state: those of Okabe and Ito, for more than eight states evenly spaced ones of viridis.
+def state_colours(num_states: int) -> list[str]:
+    """The colours that the states have in all plots here, for pictures of your own.
 
-    >>> colours(2)
-    ['#0072B2', '#E69F00']
+    Up to eight states have those that the colour-blind tell apart, more of them evenly spaced ones of viridis.
+
+    Args:
+        num_states: K.
+
+    Returns:
+        K colours as matplotlib takes them, "#rrggbb".
+
+    Raises:
+        ValueError: not a number of at least one.
+        ImportError: matplotlib is not installed (for more than eight states).
+
+    Reference:
+        Okabe and Ito (2008), "Color universal design".
+
+    Example:
+        >>> state_colours(3)
+        ['#0072B2', '#E69F00', '#009E73']
+
+        Observations in the colours of the states in which they were made:
+
+        >>> import matplotlib
+        >>> matplotlib.use("Agg")
+        >>> from matplotlib import pyplot
+        >>> x, states = torch.randn(10, 2), torch.tensor([0, 0, 1, 1, 1, 2, 2, 0, 0, 1])
+        >>> points = pyplot.scatter(*x.T, color=[state_colours(3)[state] for state in states])
     """
+    if not num_states >= 1:
+        raise ValueError(f"num_states: expected at least 1, got {num_states}")
     if num_states <= len(OKABE_ITO):
         return list(OKABE_ITO[:num_states])
     from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
-    return [tuple(colour) for colour in colormaps["viridis"](np.linspace(0, 1, num_states)).tolist()]
+    return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 1, num_states))]
 
 
 def names_of_states(state_names: Sequence[str] | None, num_states: int) -> list[str]:
@@ -247,8 +275,16 @@ def size_in_inches(ax: Any) -> tuple[float, float]:
     return box.width / ax.figure.dpi, box.height / ax.figure.dpi
 
 
-def legend_above(ax: Any, handles: Sequence[Any], y: float = 1.0) -> None:
-    """A legend in rows over the axes, where no data are."""
+def legend_above(ax: Any, handles: Sequence[Any] | None = None, y: float = 1.0) -> None:
+    """A legend in rows over the axes, where no data are; a title, now or later, goes above it.
+
+    Args:
+        ax: matplotlib axes.
+        handles: what has a label; all of them if None.
+        y: where the legend begins, in heights of the axes.
+    """
+    if handles is None:
+        handles = ax.get_legend_handles_labels()[0]
     place = {"loc": "lower left", "bbox_to_anchor": (0.0, y), "borderaxespad": 0.2}
     compact = {"handlelength": 1.2, "columnspacing": 1.2, "fontsize": "small"}
     # As many as fit, by about the width of a key and of a letter in inches.
@@ -257,7 +293,14 @@ def legend_above(ax: Any, handles: Sequence[Any], y: float = 1.0) -> None:
         columns -= 1
     # matplotlib fills columns; in this order the rows are read.
     handles = [handle for column in range(columns) for handle in handles[column::columns]]
-    ax.legend(handles=handles, ncols=columns, frameon=False, **place, **compact)
+    legend = ax.legend(handles=handles, ncols=columns, frameon=False, **place, **compact)
+    # matplotlib moves titles above the axes within these axes, but not above a legend.
+    ax.inset_axes((0, y, 1, 0)).set(axes_locator=partial(place_of, legend), visible=False)
+
+
+def place_of(legend: Any, ax: Any, renderer: Any) -> Any:
+    """The rectangle of a legend in parts of its figure, whatever the axes are that ask for it."""
+    return legend.get_window_extent(renderer).transformed(legend.axes.figure.transSubfigure.inverted())
 
 
 def numbers(tensor: Tensor) -> np.ndarray:
