@@ -78,8 +78,8 @@ cut = N * 3 // 4
 train, test = everything[:cut].as_whole(), everything[cut:].as_whole()
 
 figure, axes = plt.subplots(figsize=(8, 2.5), layout="constrained")
-axes.plot(x[0].masked_fill(missing[0].unsqueeze(-1), torch.nan))
-axes.set(xlabel="step", ylabel="sensors", title="what is seen, with a gap")
+axes.plot(x[0, :, :6].masked_fill(missing[0].unsqueeze(-1), torch.nan))
+axes.set(xlabel="step", ylabel="sensors", title="six of the sensors, with a gap")
 plt.show()
 
 # %% [markdown]
@@ -143,7 +143,7 @@ for ax, points, states, title in (
         ax.scatter(*points[states == k].T, s=4, label=f"state {k}")
     ax.set(title=title, aspect="equal", xlabel="first coordinate (radii)")
 axes[0].set_ylabel("second coordinate (radii)")
-figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", markerscale=3)
+figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=3)
 plt.show()
 
 # %% [markdown]
