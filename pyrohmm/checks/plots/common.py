@@ -283,24 +283,26 @@ def legend_above(ax: Any, handles: Sequence[Any] | None = None, y: float = 1.0) 
         handles: what has a label; all of them if None.
         y: where the legend begins, in heights of the axes.
     """
-    if handles is None:
-        handles = ax.get_legend_handles_labels()[0]
+    keys: Sequence[Any] = ax.get_legend_handles_labels()[0] if handles is None else handles
     place = {"loc": "lower left", "bbox_to_anchor": (0.0, y), "borderaxespad": 0.2}
     compact = {"handlelength": 1.2, "columnspacing": 1.2, "fontsize": "small"}
     # As many as fit, by about the width of a key and of a letter in inches.
-    widths, columns = [0.45 + 0.065 * len(handle.get_label()) for handle in handles], min(len(handles), 6)
+    widths, columns = [0.45 + 0.065 * len(handle.get_label()) for handle in keys], min(len(keys), 6)
     while columns > 1 and sum(max(widths[i::columns]) for i in range(columns)) > size_in_inches(ax)[0]:
         columns -= 1
     # matplotlib fills columns; in this order the rows are read.
-    handles = [handle for column in range(columns) for handle in handles[column::columns]]
-    legend = ax.legend(handles=handles, ncols=columns, frameon=False, **place, **compact)
+    keys = [handle for column in range(columns) for handle in keys[column::columns]]
+    ax.legend(handles=keys, ncols=columns, frameon=False, **place, **compact)
     # matplotlib moves titles above the axes within these axes, but not above a legend.
-    ax.inset_axes((0, y, 1, 0)).set(axes_locator=partial(place_of, legend), visible=False)
+    ax.inset_axes((0, y, 1, 0)).set(axes_locator=partial(place_of_legend, ax), visible=False)
 
 
-def place_of(legend: Any, ax: Any, renderer: Any) -> Any:
-    """The rectangle of a legend in parts of its figure, whatever the axes are that ask for it."""
-    return legend.get_window_extent(renderer).transformed(legend.axes.figure.transSubfigure.inverted())
+def place_of_legend(ax: Any, _: Any, renderer: Any) -> Any:
+    """The rectangle of the legend of `ax`, or of the axes if it was removed, in parts of the figure."""
+    legend = ax.get_legend()
+    if legend is None:
+        return ax.get_position()
+    return legend.get_window_extent(renderer).transformed(ax.figure.transSubfigure.inverted())
 
 
 def numbers(tensor: Tensor) -> np.ndarray:

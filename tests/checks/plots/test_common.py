@@ -217,3 +217,6 @@ def test_titles_lie_above_the_legend(in_subfigure, layout, num_lines):
     legend = ax.get_legend().get_window_extent()
     assert ax.get_window_extent().y1 <= legend.y0 < legend.y1 <= ax.title.get_window_extent().y0 < legend.y1 + 20
     pickle.loads(pickle.dumps(figure)).draw_without_rendering()
+    ax.get_legend().remove()
+    figure.draw_without_rendering()
+    assert 0 <= ax.title.get_window_extent().y0 - ax.get_window_extent().y1 < 20
