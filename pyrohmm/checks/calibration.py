@@ -40,7 +40,7 @@ class SimulationBasedCalibration:
     p_value: dict[str, Tensor]
 
     def __repr__(self) -> str:
-        num_simulations = len(next(iter(self.ranks.values())))
+        num_simulations = len(next(iter(self.ranks.values()), ()))
         lines = [f"calibration of {num_simulations} simulations, ranks among {self.num_draws} draws"]
         for name, p in self.p_value.items():
             some = f"{p.min():.2g}" if p.numel() == 1 else f"{p.min():.2g} to {p.max():.2g} ({p.numel()} entries)"
