@@ -28,8 +28,9 @@ import torch
 import pyrohmm
 from pyrohmm import data, models, nn
 
-SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 torch.manual_seed(0)
+SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=pyrohmm.checks.state_colours(8))  # for the colour-blind too
 
 # %% [markdown]
 # ## A random walk
@@ -145,7 +146,7 @@ print("changes\n", model.transition.matrix().exp().detach().numpy().round(3))
 # %%
 figure, axes = plt.subplots(figsize=(8, 2.5))
 axes.plot(history.step, history.loss)
-axes.set(xlabel="step of EM", ylabel="nats per roll", title="the likelihood never falls")
+axes.set(xlabel="step of EM", ylabel="-log p (nats per roll)", title="the likelihood never falls")
 plt.show()
 
 # %% [markdown]

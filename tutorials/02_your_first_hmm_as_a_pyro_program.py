@@ -28,7 +28,6 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_median
 
 import pyrohmm
-from pyrohmm import data
 
 SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 pyro.set_rng_seed(0)
@@ -110,7 +109,7 @@ decoded = path.viterbi().states  # -1 past the length
 accuracy = (decoded == states)[~beyond].float().mean().item()
 print(f"steps decoded right: {accuracy:.1%}")
 
-pyrohmm.checks.plot_series(data.Sequences(x.nan_to_num(), lengths), path, sequence=int(lengths.argmax()))
+pyrohmm.checks.plot_series(x, path, sequence=int(lengths.argmax()))
 plt.show()
 
 # %% [markdown]

@@ -33,6 +33,7 @@ from pyrohmm import ops, testing
 
 SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 pyro.set_rng_seed(0)
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=pyrohmm.checks.state_colours(8))  # for the colour-blind too
 
 # %%
 K = 3

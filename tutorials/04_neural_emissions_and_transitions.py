@@ -29,8 +29,8 @@ import torch
 import pyrohmm
 from pyrohmm import data, models, nn
 
-SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 torch.manual_seed(0)
+SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 
 # %% [markdown]
 # ## Data

@@ -30,8 +30,9 @@ from sklearn.metrics import v_measure_score
 import pyrohmm
 from pyrohmm import data, models, nn
 
-SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 torch.manual_seed(0)
+SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=pyrohmm.checks.state_colours(8))  # for the colour-blind too
 
 # %% [markdown]
 # ## Data
@@ -125,8 +126,7 @@ print(f"without the chain {no_chain:.1%}, without classes {no_classes:.1%}, with
 # verb.
 
 # %%
-figure, axes = plt.subplots(figsize=(8, 6), dpi=75)
-pyrohmm.checks.plot_transitions(supervised, state_names=tags, ax=axes)
+pyrohmm.checks.plot_transitions(supervised, state_names=tags)
 plt.show()
 
 # %% [markdown]
@@ -165,8 +165,9 @@ for place in (~one.mask[0]).nonzero().flatten():
 # ## Few labels
 #
 # Now a hundred sentences have tags, and 6000 have none: `labels` is -1 where a tag is unknown. With `use_labels=True`
-# the model sums over the unknown tags and holds on to the known ones. First the hundred alone, by counting; then EM on
-# all of them, from there.
+# the model sums over the unknown tags and holds on to the known ones, also when it decodes: it would find every tag
+# that it was told. So it is set to False wherever we measure. First the hundred alone, by counting; then EM on all of
+# them, from there.
 
 # %%
 num_labelled, num_sentences = (10, 50) if SMOKE else (100, 6000)

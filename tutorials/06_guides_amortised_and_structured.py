@@ -30,8 +30,9 @@ import torch
 import pyrohmm
 from pyrohmm import data, infer, models, nn
 
-SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 torch.manual_seed(0)
+SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=pyrohmm.checks.state_colours(8))  # for the colour-blind too
 
 # %% [markdown]
 # ## What a guide loses

@@ -29,8 +29,9 @@ import torch
 import pyrohmm
 from pyrohmm import data, infer, models
 
-SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 torch.manual_seed(0)
+SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=pyrohmm.checks.state_colours(8))  # for the colour-blind too
 
 # %% [markdown]
 # ## The drive
@@ -77,8 +78,8 @@ cut = N * 3 // 4
 train, test = everything[:cut].as_whole(), everything[cut:].as_whole()
 
 figure, axes = plt.subplots(figsize=(8, 2.5), layout="constrained")
-axes.plot(x[0].masked_fill(missing[0].unsqueeze(-1), torch.nan))
-axes.set(xlabel="step", ylabel="sensors", title="what is seen, with a gap")
+axes.plot(x[0, :, :6].masked_fill(missing[0].unsqueeze(-1), torch.nan))
+axes.set(xlabel="step", ylabel="sensors", title="six of the sensors, with a gap")
 plt.show()
 
 # %% [markdown]
@@ -134,15 +135,15 @@ laid = (flat @ torch.linalg.lstsq(flat, places[cut:].flatten(0, 1)).solution).un
 decoded = model.decode(test)
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharex=True, sharey=True, layout="constrained")
-colours = plt.get_cmap("tab10").colors
 for ax, points, states, title in (
     (axes[0], places[cut:], test.labels, "true places and regimes"),
     (axes[1], laid, decoded, "inferred"),
 ):
     for k in range(2):
-        ax.scatter(*points[states == k].T, s=4, color=colours[k], label=f"state {k}")
-    ax.set(title=title, aspect="equal")
-axes[1].legend(loc="upper right", markerscale=3)
+        ax.scatter(*points[states == k].T, s=4, label=f"state {k}")
+    ax.set(title=title, aspect="equal", xlabel="first coordinate (radii)")
+axes[0].set_ylabel("second coordinate (radii)")
+figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=3)
 plt.show()
 
 # %% [markdown]
@@ -189,7 +190,7 @@ axes.plot(clean[cut + i, :, sensor], color="0.7", label="without noise")
 for name, guess, style in (("model", filled, "-"), ("straight line", line, "--")):
     axes.plot(inside, guess[i, inside, sensor], style, linewidth=2, label=name)
 axes.set(xlabel="step", ylabel=f"sensor {sensor}")
-axes.legend()
+figure.legend(loc="outside right upper")
 plt.show()
 
 # %% [markdown]

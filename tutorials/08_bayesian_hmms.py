@@ -35,6 +35,7 @@ from pyrohmm import checks, models, nn
 
 SMOKE = "PYROHMM_SMOKE" in os.environ  # a short run, for the tests
 pyro.set_rng_seed(0)
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=checks.state_colours(8))  # for the colour-blind too
 
 # %% [markdown]
 # Counts in two regimes, a quiet one and a busy one: four sequences of forty steps, and no more.
@@ -107,7 +108,7 @@ figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 axes[0].plot(vb.lower_bounds)
 axes[0].set(xlabel="step", ylabel="bound on log p(x) (nats)", title="six states: it never falls")
 axes[1].plot(list(bounds), list(bounds.values()), "o-")
-axes[1].set(xlabel="states", xticks=list(bounds), title="the bound chooses")
+axes[1].set(xlabel="states", ylabel="bound (nats)", xticks=list(bounds), title="the bound chooses")
 plt.show()
 
 # %% [markdown]

@@ -68,6 +68,7 @@ better_residuals = checks.pseudo_residuals(student, heavy, num_simulations=SIMUL
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharex=True, sharey=True, layout="constrained")
 plain_residuals.plot(axes[0]).set_title("Gaussian states")
 better_residuals.plot(axes[1]).set_title("Student t states")
+axes[1].label_outer()
 plt.show()
 print(plain_residuals)
 print(better_residuals)
@@ -88,8 +89,11 @@ calibration = {}
 for ax, (name, model) in zip(axes, labelled.items(), strict=True):
     model.align(heavy.labels, heavy)
     calibration[name] = checks.state_calibration(model, heavy, num_simulations=SIMULATIONS, seed=0)
-    calibration[name].plot(ax).set_title(f"{name}: calibration error {calibration[name].error:.3f}")
+    calibration[name].plot(ax).set_title(name)
+axes[1].label_outer()
 plt.show()
+for name, found in calibration.items():
+    print(name, found, sep=": ")
 
 # %% [markdown]
 # ## A state too few: residuals again

@@ -9,7 +9,7 @@ from torch import Tensor
 from experiments.bee_dance.config import Config
 from experiments.bee_dance.model import FEATURES, features
 from experiments.bee_dance.run import HERE, fit
-from pyrohmm.checks import plot_series
+from pyrohmm.checks import plot_series, state_colours
 from pyrohmm.data import BeeDance, Sequences
 from pyrohmm.models import HMM
 
@@ -37,13 +37,10 @@ def draw(track: Tensor, true: Tensor, seed: int = 0) -> Any:
         posterior = model.posterior(data)
     figure = pyplot.figure(figsize=(10, 4.4), layout="constrained")
     left, right = figure.add_gridspec(1, 2, width_ratios=(2, 5))
-    ax = plot_series(
+    plot_series(
         data, posterior, dim_names=FEATURES, state_names=NAMES, change_points=true, ax=figure.add_subplot(right)
     )
-    key = {handle.get_label(): handle for handle in ax.get_legend().legend_handles}
-    palette = [key[name].get_facecolor() for name in NAMES]
-
-    place = figure.add_subplot(left)
+    place, palette = figure.add_subplot(left), state_colours(len(NAMES))
     points = track[:, :2].numpy()
     pieces = LineCollection(
         [points[t : t + 2] for t in range(len(points) - 1)],

@@ -14,6 +14,7 @@ from torch import Tensor
 from experiments.switching.config import Config
 from experiments.switching.track import NUM_REGIMES, track
 from pyrohmm import fit_svi
+from pyrohmm.checks import state_colours
 from pyrohmm.data import Sequences
 from pyrohmm.infer import initialize_switching
 from pyrohmm.models import SwitchingLDS, SwitchingNLDS, SwitchingSSM, match_states, overlap
@@ -132,9 +133,9 @@ def draw(model: SwitchingSSM, config: Config, file: Path) -> None:
         (axes[0], places, test.labels, "places, regimes"),
         (axes[1], turned, model.decode(test), "inferred from new observations"),
     ):
-        axis.scatter(*points.mT.numpy(), c=states.flatten(), s=3, cmap="tab10", vmin=0, vmax=9)
-        axis.set_title(title)
-        axis.set_aspect("equal")
+        for state, colour in enumerate(state_colours(max(NUM_REGIMES, config.states))):
+            axis.scatter(*points[states.flatten() == state].mT.numpy(), s=3, color=colour)
+        axis.set(title=title, aspect="equal")
     figure.tight_layout()
     figure.savefig(file, dpi=80)
     plt.close(figure)

@@ -14,6 +14,7 @@ from pyrohmm.checks.plots import plot_restarts as plot_restarts
 from pyrohmm.checks.plots import plot_series as plot_series
 from pyrohmm.checks.plots import plot_state_graph as plot_state_graph
 from pyrohmm.checks.plots import plot_transitions as plot_transitions
+from pyrohmm.checks.plots import state_colours as state_colours
 from pyrohmm.checks.predictive import PredictiveCheck as PredictiveCheck
 from pyrohmm.checks.predictive import default_statistics as default_statistics
 from pyrohmm.checks.predictive import posterior_predictive_check as posterior_predictive_check

@@ -9,8 +9,9 @@ from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrohmm.checks.monte_carlo import band, check_level, check_model, check_number, derived_seed, new_axes, p_value
+from pyrohmm.checks.monte_carlo import band, check_level, check_model, check_number, derived_seed, p_value
 from pyrohmm.checks.parameter_draws import latent_values
+from pyrohmm.checks.plots.common import OKABE_ITO, legend_above, new_axes
 from pyrohmm.data import Sequences
 from pyrohmm.models import HMM
 from pyrohmm.models.blank import Blank
@@ -23,7 +24,7 @@ Quantities = Callable[[Mapping[str, Tensor], Sequences], Mapping[str, Tensor]]
 _NULL = 999  # simulated sets of uniform ranks, or of paths from the posterior
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SimulationBasedCalibration:
     """The result of `simulation_based_calibration`.
 
@@ -37,6 +38,14 @@ class SimulationBasedCalibration:
     ranks: dict[str, Tensor]
     num_draws: int
     p_value: dict[str, Tensor]
+
+    def __repr__(self) -> str:
+        num_simulations = len(next(iter(self.ranks.values()), ()))
+        lines = [f"calibration of {num_simulations} simulations, ranks among {self.num_draws} draws"]
+        for name, p in self.p_value.items():
+            some = f"{p.min():.2g}" if p.numel() == 1 else f"{p.min():.2g} to {p.max():.2g} ({p.numel()} entries)"
+            lines.append(f"{name}: p = {some}")
+        return "\n".join(lines)
 
     def plot(self, ax: Any = None, *, name: str | None = None, entry: int = 0, level: float = 0.95) -> Any:
         """The distribution function of the ranks less the uniform one, with the band that holds right ones.
@@ -62,16 +71,16 @@ class SimulationBasedCalibration:
         ranks = self.ranks[name].reshape(len(self.ranks[name]), -1)[:, entry].cpu()
         curve = _excess(ranks.unsqueeze(-1), self.num_draws)[:, 0]
         limits = band(_null(len(ranks), self.num_draws), level)
-        ax = new_axes(ax)
+        ax = new_axes(ax, 6.0)
         places = torch.arange(self.num_draws + 1).numpy() / self.num_draws
         ax.fill_between(
             places, limits.lower.numpy(), limits.upper.numpy(), color="0.85", label=f"{level:.0%} of uniform ranks"
         )
         ax.axhline(0.0, color="0.5", linewidth=1)
-        ax.plot(places, curve.numpy(), color="#0072B2", label=name)
+        ax.plot(places, curve.numpy(), color=OKABE_ITO[0], label=name)
         ax.set_xlabel("rank of the truth among the draws, as a share")
-        ax.set_ylabel("distribution function less the uniform one")
-        ax.legend()
+        ax.set_ylabel("distribution less the uniform one")
+        legend_above(ax)
         return ax
 
 
@@ -174,6 +183,9 @@ def simulation_based_calibration(
         >>> found = simulation_based_calibration(simulate, fit, progress=False)
         >>> found.ranks["loc"].shape, found.p_value["loc"] > 0.05
         (torch.Size([100]), tensor(True))
+        >>> found
+        calibration of 100 simulations, ranks among 19 draws
+        loc: p = ...
     """
     check_number("num_simulations", num_simulations, 2)
     generator = torch.Generator().manual_seed(derived_seed(seed, 0))
@@ -234,7 +246,7 @@ def _null(num_simulations: int, num_draws: int) -> Tensor:
     return _excess(torch.randint(num_draws + 1, (num_simulations, _NULL), generator=generator), num_draws).mT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StateCalibration:
     """The result of `state_calibration`; B bins of probabilities, from 0 to 1.
 
@@ -262,6 +274,11 @@ class StateCalibration:
     p_value: float
     coverage: dict[float, float]
 
+    def __repr__(self) -> str:
+        covered = ", ".join(f"{share:.1%} by {level:.0%} sets" for level, share in self.coverage.items())
+        what = f"calibration of {int(self.count.sum())} state probabilities"
+        return f"{what}: error {self.error:.3f}, p = {self.p_value:.2g}\ntrue states covered: {covered}"
+
     def plot(self, ax: Any = None) -> Any:
         """The reliability diagram: how often a state is the true one, by its probability.
 
@@ -274,7 +291,7 @@ class StateCalibration:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        ax = new_axes(ax)
+        ax = new_axes(ax, 6.0)
         filled = self.count.cpu() > 0
         predicted, frequency, lower, upper = (
             x.cpu()[filled].numpy() for x in (self.predicted, self.frequency, self.lower, self.upper)
@@ -283,10 +300,10 @@ class StateCalibration:
             predicted, lower, upper, color="0.85", label=f"{self.level:.0%} of what the posterior makes", zorder=0
         )
         ax.axline((0, 0), (1, 1), color="0.5", linewidth=1, zorder=1)
-        ax.plot(predicted, frequency, "o-", color="#0072B2", markersize=4, label="true states", zorder=2)
+        ax.plot(predicted, frequency, "o-", color=OKABE_ITO[0], markersize=4, label="true states", zorder=2)
         ax.set_xlabel("posterior probability of a state")
-        ax.set_ylabel("share of steps in which it is the true one")
-        ax.legend(loc="upper left")
+        ax.set_ylabel("how often it is the true one")
+        legend_above(ax)
         return ax
 
 
@@ -335,6 +352,9 @@ def state_calibration(
         >>> found = state_calibration(model, model.simulate(20, 30, seed=1))
         >>> found.count.sum(), found.error < 0.05, found.p_value > 0.05
         (tensor(1200), True, True)
+        >>> found
+        calibration of 1200 state probabilities: error 0.0..., p = 0...
+        true states covered: ... by 50% sets, ... by 80% sets, ... by 90% sets, ... by 95% sets
     """
     check_model(model, data)
     check_number("num_bins", num_bins, 1)

@@ -1,4 +1,4 @@
-"""What tests by simulation share: p-values, bands that hold everywhere at once, seeds, axes to draw on."""
+"""What tests by simulation share: p-values, bands that hold everywhere at once, seeds."""
 
 import math
 from collections.abc import Iterator
@@ -120,15 +120,6 @@ def derived_seed(seed: int, number: int) -> int:
     generator = torch.Generator().manual_seed(seed)
     generator.manual_seed(int(torch.randint(2**31, (), generator=generator)) + number)
     return int(torch.randint(2**31, (), generator=generator))
-
-
-def new_axes(ax: Any) -> Any:
-    """The given matplotlib axes, or those of a new figure."""
-    if ax is not None:
-        return ax
-    from matplotlib import pyplot
-
-    return pyplot.subplots()[1]
 
 
 def check_model(model: Any, data: Any) -> None:

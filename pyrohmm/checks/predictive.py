@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrohmm.checks.monte_carlo import check_model, check_number, derived_seed, like, new_axes, p_value, replicates
+from pyrohmm.checks.monte_carlo import check_model, check_number, derived_seed, like, p_value, replicates
 from pyrohmm.checks.parameter_draws import Draws, given, one, parameter_draws
+from pyrohmm.checks.plots.common import OKABE_ITO, legend_above, new_axes
 from pyrohmm.checks.statistics import (
     autocorrelation,
     dwell_times,
@@ -62,12 +63,12 @@ class PredictiveCheck:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        ax = new_axes(ax)
+        ax = new_axes(ax, 6.0)
         observed, replicated = (x.reshape(len(x), -1).cpu() for x in (self.observed, self.replicated))
         shown = f"{self.name} (p = {self.overall:.2g})"
         if observed.shape[1] == 1:
             ax.hist(replicated[:, 0].numpy(), bins=30, color="0.75", label="replicated")
-            ax.axvline(float(observed.mean()), color="#D55E00", label="data")
+            ax.axvline(float(observed.mean()), color=OKABE_ITO[5], label="data")
             ax.set_xlabel(shown)
             ax.set_ylabel("draws")
         else:
@@ -76,14 +77,14 @@ class PredictiveCheck:
             places = range(observed.shape[1])
             ax.vlines(places, low, high, color="0.75", linewidth=5, label=f"{level:.0%} of replicated")
             ax.plot(places, middle, "_", color="0.4", markersize=8)
-            ax.plot(places, observed.mean(0).numpy(), ".", color="#D55E00", markersize=7, label="data")
+            ax.plot(places, observed.mean(0).numpy(), ".", color=OKABE_ITO[5], markersize=7, label="data")
             # As many indices as there is room for.
             shape, step = self.p_value.shape, -(-len(places) // 12)
             names = [", ".join(map(str, index)) for index in itertools.product(*map(range, shape))]
             ax.set_xticks(places[::step], names[::step])
             ax.set_xlabel(f"entry of {shown}")
             ax.set_ylabel(self.name)
-        ax.legend()
+        legend_above(ax)
         return ax
 
 

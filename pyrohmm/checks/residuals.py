@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 
 from pyrohmm import ops
 from pyrohmm.checks.cdf import Tails, mixed, tails
-from pyrohmm.checks.monte_carlo import band, check_level, check_model, check_number, derived_seed, new_axes, p_value
+from pyrohmm.checks.monte_carlo import band, check_level, check_model, check_number, derived_seed, p_value
 from pyrohmm.checks.monte_carlo import replicates as replicated_data
+from pyrohmm.checks.plots.common import OKABE_ITO, legend_above, new_axes
 from pyrohmm.data import Sequences
 from pyrohmm.models import HMM
 
@@ -79,7 +80,7 @@ class PseudoResiduals:
             ImportError: matplotlib is not installed.
             IndexError: there is no such entry.
         """
-        ax = new_axes(ax)
+        ax = new_axes(ax, 6.0)
         theoretical, sample, lower, upper = (
             None if x is None else x.reshape(len(x), -1)[:, entry].cpu().numpy()
             for x in (self.theoretical, self.sample, self.lower, self.upper)
@@ -89,10 +90,10 @@ class PseudoResiduals:
             label = f"{self.level:.0%} of what the model makes"
             ax.fill_between(theoretical, lower, upper, color="0.85", label=label, zorder=0)
         ax.axline((0, 0), slope=1, color="0.5", linewidth=1, zorder=1)
-        ax.plot(theoretical, sample, ".", color="#0072B2", markersize=4, label=f"{self.kind} residuals", zorder=2)
+        ax.plot(theoretical, sample, ".", color=OKABE_ITO[0], markersize=4, label=f"{self.kind} residuals", zorder=2)
         ax.set_xlabel("quantiles of the standard normal law")
-        ax.set_ylabel("quantiles of the pseudo-residuals")
-        ax.legend(loc="upper left")
+        ax.set_ylabel("quantiles of the residuals")
+        legend_above(ax)
         return ax
 
     def __repr__(self) -> str:

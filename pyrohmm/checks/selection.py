@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pyrohmm.checks.plots.common import OKABE_ITO, legend_above, new_axes
+
 
 def plot_selection(result: Any, ax: Any = None) -> Any:
     """Plot the criteria of `pyrohmm.infer.select_states` against the number of states.
@@ -29,10 +31,8 @@ def plot_selection(result: Any, ax: Any = None) -> Any:
         >>> ax.get_xlabel(), [line.get_label() for line in ax.get_lines()][:2]
         ('number of states', ['AIC / 2n', 'BIC / 2n'])
     """
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.subplots()[1]
+    ax = new_axes(ax, 6.0)
+    ax.set_prop_cycle(color=OKABE_ITO)
     rows = sorted(result.rows, key=lambda row: row.num_states)
     sizes, scale = [row.num_states for row in rows], 2 * result.num_observed
     curves = {"aic": [row.aic / scale for row in rows], "bic": [row.bic / scale for row in rows]}
@@ -47,5 +47,5 @@ def plot_selection(result: Any, ax: Any = None) -> Any:
     ax.set_xticks(sizes)
     ax.set_xlabel("number of states")
     ax.set_ylabel("nats per observed step, lower is better")
-    ax.legend()
+    legend_above(ax)
     return ax

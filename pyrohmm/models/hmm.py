@@ -56,7 +56,9 @@ class HMM(SavableModel):
         transition: the law of the next state. Default: `pyrohmm.nn.Transition(K)`.
         guide: a Pyro program of the data that samples the model's latent sites, if it has any. Default: empty.
         use_labels: whether states are known where the data has labels (semi-supervised): every other state is then
-            impossible there, and `log_prob` is that of observations and labels together.
+            impossible there, and `log_prob` is that of observations and labels together. `posterior` knows them as
+            well, so what it decodes agrees with the labels: set `model.use_labels = False` to see how well it does
+            without.
         generator: source of the random start of the default parts; torch's global one if None.
 
     Raises:
@@ -371,6 +373,9 @@ class HMM(SavableModel):
 
         Latent sites outside of the loop, if any, are drawn once from the guide.
 
+        With `use_labels` it is given the labels too, and `viterbi` and `marginals` repeat them: no measure of how well
+        a model finds them. Set `model.use_labels = False` for that.
+
         Args:
             data: N sequences.
             guide: the guide that was fitted to the model's latent sites. Default: the model's own.
@@ -383,6 +388,16 @@ class HMM(SavableModel):
             >>> chain = HMM(BernoulliEmission(2, 3)).posterior(Sequences(torch.ones(5, 4, 3)))
             >>> chain.batch_shape, chain.marginals.shape
             (torch.Size([5]), torch.Size([5, 4, 2]))
+
+            Labels are found as long as they are told:
+
+            >>> data = Sequences(torch.ones(1, 4, 3), labels=torch.tensor([[0, 1, 1, 0]]))
+            >>> model = HMM(BernoulliEmission(2, 3, probs=[[0.1] * 3, [0.9] * 3]), use_labels=True)
+            >>> model.posterior(data).viterbi().states
+            tensor([[0, 1, 1, 0]])
+            >>> model.use_labels = False
+            >>> model.posterior(data).viterbi().states
+            tensor([[1, 1, 1, 1]])
         """
         with self._with_guide(guide) as guide:
             return posterior(self.model, guide)(data)["time"]

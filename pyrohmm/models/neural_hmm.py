@@ -20,7 +20,7 @@ class NeuralHMM(HMM):
         transition: the law of the next state, e.g. `pyrohmm.nn.NeuralTransition`.
         emission: the law of an observation, e.g. `pyrohmm.nn.NeuralEmission`.
         guide: a Pyro program of the data that samples the model's latent sites, if it has any. Default: empty.
-        use_labels: whether states are known where the data has labels; see `HMM`.
+        use_labels: whether states are known where the data has labels, also in decoding; see `HMM`.
 
     Raises:
         TypeError, ValueError: as in `HMM`.

@@ -5,7 +5,13 @@ from pyro.nn import PyroSample
 from torch import Tensor
 
 from pyrohmm import nn, ops
-from pyrohmm.checks import prior_simulator, simulation_based_calibration, state_calibration
+from pyrohmm.checks import (
+    SimulationBasedCalibration,
+    StateCalibration,
+    prior_simulator,
+    simulation_based_calibration,
+    state_calibration,
+)
 from pyrohmm.data import Sequences
 from pyrohmm.models import HMM
 from tests.checks.close import close
@@ -144,6 +150,14 @@ def test_plot_of_ranks():
     close(ax)
 
 
+def test_text_of_ranks():
+    ranks = {"a": torch.tensor([0, 3]), "b": torch.zeros(2, 3, 1, dtype=torch.int64)}
+    p = {"a": torch.tensor(0.5), "b": torch.tensor([[0.25], [0.001], [1.0]])}
+    assert str(SimulationBasedCalibration(ranks, 9, p)) == (
+        "calibration of 2 simulations, ranks among 9 draws\na: p = 0.5\nb: p = 0.001 to 1 (3 entries)"
+    )
+
+
 def test_bins_against_a_loop():
     right = model()
     data = right.simulate(6, 20, lengths=torch.tensor([20, 1, 7, 20, 20, 2]), seed=0)
@@ -202,6 +216,15 @@ def test_plot_of_reliability():
     filled = found.count > 0
     assert not filled.all() and curve.get_ydata().tolist() == found.frequency[filled].tolist()
     close(ax)
+
+
+def test_text_of_reliability():
+    x, coverage = torch.tensor([0.25, 0.75]), {0.5: 0.625, 0.95: 1.0}
+    found = StateCalibration(x, x, torch.tensor([3, 5]), x, x, 0.95, error=0.0123, p_value=0.005, coverage=coverage)
+    assert repr(found) == (
+        "calibration of 8 state probabilities: error 0.012, p = 0.005\n"
+        "true states covered: 62.5% by 50% sets, 100.0% by 95% sets"
+    )
 
 
 def test_bad_input():

@@ -1,5 +1,6 @@
 """Pictures of data with their decoded states, of fitted models and of fits."""
 
+from pyrohmm.checks.plots.common import state_colours as state_colours
 from pyrohmm.checks.plots.dwell_times import plot_dwell_times as plot_dwell_times
 from pyrohmm.checks.plots.emissions import plot_emissions as plot_emissions
 from pyrohmm.checks.plots.history import plot_history as plot_history

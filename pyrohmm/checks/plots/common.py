@@ -1,6 +1,7 @@
 """What the plots share: colours, names and times of the states' axes, panels, and the sequence that is drawn."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,17 +33,44 @@ class Axis(NamedTuple):
     is_date: bool
 
 
-def colours(num_states: int) -> list[Any]:
-    """One for each state: those of Okabe and Ito, for more than eight states evenly spaced ones of viridis.
+def state_colours(num_states: int) -> list[str]:
+    """The colours that the states have in all plots here, for pictures of your own.
 
-    >>> colours(2)
-    ['#0072B2', '#E69F00']
+    Up to eight states have those that the colour-blind tell apart, more of them evenly spaced ones of viridis.
+
+    Args:
+        num_states: K.
+
+    Returns:
+        K colours as matplotlib takes them, "#rrggbb".
+
+    Raises:
+        ValueError: not a number of at least one.
+        ImportError: matplotlib is not installed (for more than eight states).
+
+    Reference:
+        Okabe and Ito (2008), "Color universal design".
+
+    Example:
+        >>> state_colours(3)
+        ['#0072B2', '#E69F00', '#009E73']
+
+        Observations in the colours of the states in which they were made:
+
+        >>> import matplotlib
+        >>> matplotlib.use("Agg")
+        >>> from matplotlib import pyplot
+        >>> x, states = torch.randn(10, 2), torch.tensor([0, 0, 1, 1, 1, 2, 2, 0, 0, 1])
+        >>> points = pyplot.scatter(*x.T, color=[state_colours(3)[state] for state in states])
     """
+    if not num_states >= 1:
+        raise ValueError(f"num_states: expected at least 1, got {num_states}")
     if num_states <= len(OKABE_ITO):
         return list(OKABE_ITO[:num_states])
     from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
-    return [tuple(colour) for colour in colormaps["viridis"](np.linspace(0, 1, num_states)).tolist()]
+    return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 1, num_states))]
 
 
 def names_of_states(state_names: Sequence[str] | None, num_states: int) -> list[str]:
@@ -247,17 +275,34 @@ def size_in_inches(ax: Any) -> tuple[float, float]:
     return box.width / ax.figure.dpi, box.height / ax.figure.dpi
 
 
-def legend_above(ax: Any, handles: Sequence[Any], y: float = 1.0) -> None:
-    """A legend in rows over the axes, where no data are."""
+def legend_above(ax: Any, handles: Sequence[Any] | None = None, y: float = 1.0) -> None:
+    """A legend in rows over the axes, where no data are; a title, now or later, goes above it.
+
+    Args:
+        ax: matplotlib axes.
+        handles: what has a label; all of them if None.
+        y: where the legend begins, in heights of the axes.
+    """
+    keys: Sequence[Any] = ax.get_legend_handles_labels()[0] if handles is None else handles
     place = {"loc": "lower left", "bbox_to_anchor": (0.0, y), "borderaxespad": 0.2}
     compact = {"handlelength": 1.2, "columnspacing": 1.2, "fontsize": "small"}
     # As many as fit, by about the width of a key and of a letter in inches.
-    widths, columns = [0.45 + 0.065 * len(handle.get_label()) for handle in handles], min(len(handles), 6)
+    widths, columns = [0.45 + 0.065 * len(handle.get_label()) for handle in keys], min(len(keys), 6)
     while columns > 1 and sum(max(widths[i::columns]) for i in range(columns)) > size_in_inches(ax)[0]:
         columns -= 1
     # matplotlib fills columns; in this order the rows are read.
-    handles = [handle for column in range(columns) for handle in handles[column::columns]]
-    ax.legend(handles=handles, ncols=columns, frameon=False, **place, **compact)
+    keys = [handle for column in range(columns) for handle in keys[column::columns]]
+    ax.legend(handles=keys, ncols=columns, frameon=False, **place, **compact)
+    # matplotlib moves titles above the axes within these axes, but not above a legend.
+    ax.inset_axes((0, y, 1, 0)).set(axes_locator=partial(place_of_legend, ax), visible=False)
+
+
+def place_of_legend(ax: Any, _: Any, renderer: Any) -> Any:
+    """The rectangle of the legend of `ax`, or of the axes if it was removed, in parts of the figure."""
+    legend = ax.get_legend()
+    if legend is None:
+        return ax.get_position()
+    return legend.get_window_extent(renderer).transformed(ax.figure.transSubfigure.inverted())
 
 
 def numbers(tensor: Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyrohmm.checks.plots.common import PLATE, colours, names_of_states, new_axes, panels, runs, size_in_inches
+from pyrohmm.checks.plots.common import PLATE, names_of_states, new_axes, panels, runs, size_in_inches, state_colours
 from pyrohmm.checks.plots.transitions import Transitions, transition_matrix
 from pyrohmm.distributions import MarkovChain
 
@@ -62,7 +62,7 @@ def plot_dwell_times(
         transitions = states
     matrix = transition_matrix(transitions)
     num_states = len(matrix)
-    names, palette = names_of_states(state_names, num_states), colours(num_states)
+    names, palette = names_of_states(state_names, num_states), state_colours(num_states)
     dwells = dwell_times(states, num_states)
     which = list(range(num_states)) if chosen is None else list(chosen)
     if not which or not all(0 <= state < num_states for state in which):

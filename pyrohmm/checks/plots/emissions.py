@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrohmm.checks.plots.common import colours, legend_above, names_of_states, new_axes, numbers, observations
+from pyrohmm.checks.plots.common import legend_above, names_of_states, new_axes, numbers, observations, state_colours
 from pyrohmm.data import Sequences
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
 from pyrohmm.models import HMM
@@ -96,7 +96,7 @@ def plot_emissions(
         points = support_points(values, entry.support) if discrete else grid(values)
         heights = np.stack([numbers(averaged(entry, states_first, point, weights)) for point in points], 1)
 
-    names, palette = names_of_states(state_names, len(heights)), colours(len(heights))
+    names, palette = names_of_states(state_names, len(heights)), state_colours(len(heights))
     observed, places = numbers(values), numbers(points)
     if value_names is not None:
         if not discrete:

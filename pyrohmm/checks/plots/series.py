@@ -10,7 +10,6 @@ from torch import Tensor
 from pyrohmm.checks.plots.common import (
     BAND,
     bands,
-    colours,
     decoded,
     label_time,
     legend_above,
@@ -19,6 +18,7 @@ from pyrohmm.checks.plots.common import (
     numbers,
     observations,
     panels,
+    state_colours,
     time_axis,
 )
 from pyrohmm.data import Sequences
@@ -83,7 +83,7 @@ def plot_series(
     x, seen = observations(data, posterior)
     found = decoded(posterior, sequence)
     num_steps, num_states = found.marginals.shape
-    names, palette = names_of_states(state_names, num_states), colours(num_states)
+    names, palette = names_of_states(state_names, num_states), state_colours(num_states)
     axis = time_axis(times, num_steps)
     if posterior.batch_shape:
         x, seen = x[sequence], seen[sequence]
@@ -227,7 +227,8 @@ def plot_decoding(
     """
     found = decoded(posterior, sequence)
     num_steps, num_states = found.marginals.shape
-    names, palette, axis = names_of_states(state_names, num_states), colours(num_states), time_axis(times, num_steps)
+    names, palette = names_of_states(state_names, num_states), state_colours(num_states)
+    axis = time_axis(times, num_steps)
     if states is None:
         states = [1] if num_states == 2 else range(num_states)
     states = list(states)

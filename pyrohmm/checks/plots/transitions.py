@@ -9,12 +9,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyrohmm.checks.plots.common import PLATE, colours, names_of_states, new_axes, numbers, shown, size_in_inches
+from pyrohmm.checks.plots.common import PLATE, names_of_states, new_axes, numbers, shown, size_in_inches, state_colours
 from pyrohmm.distributions import HiddenMarkovModel, MarkovChain
 from pyrohmm.models import HMM
 from pyrohmm.models.isolation import own_parameters
 
 MOST_NUMBERS = 20  # states for which the heat map has numbers
+LEAST_FONT = 6.0  # points, below which numbers cannot be read
 MOST_LABELS = 14  # arrows between states for which the graph has all numbers
 BEND = 0.18  # of the arrows, a part of their length
 LETTER = 0.09  # width of a letter, where the states lie on a circle of radius 1
@@ -23,7 +24,9 @@ Transitions = HMM | HiddenMarkovModel | MarkovChain | ArrayLike | Tensor
 
 
 def plot_transitions(transitions: Transitions, *, state_names: Sequence[str] | None = None, ax: Any = None) -> Any:
-    """Plot transition probabilities as a heat map with numbers (a colour bar for more than 20 states).
+    """Plot transition probabilities as a heat map, with numbers.
+
+    A colour bar stands in for the numbers of more than 20 states, and of axes too small for them to be read.
 
     Args:
         transitions: a model or chain whose transitions are the same at all steps, or their probabilities (K, K),
@@ -58,13 +61,12 @@ def plot_transitions(transitions: Transitions, *, state_names: Sequence[str] | N
     size = min(max(3.2, 1.5 + 0.45 * num_states), 8.0)
     ax = new_axes(ax, size, size)
     image = ax.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
-    if num_states <= MOST_NUMBERS:
-        # In points, from the size of a cell as the figure is now.
-        cell = 72 * min(size_in_inches(ax)) / num_states
+    # In points, from the size of a cell as the figure is now.
+    size = min(11.0, 0.36 * 72 * min(size_in_inches(ax)) / num_states)
+    if num_states <= MOST_NUMBERS and size >= LEAST_FONT:
         for (row, column), value in np.ndenumerate(matrix):
             colour = "white" if value > 0.55 else "black"
-            text = shown(value)
-            ax.text(column, row, text, color=colour, ha="center", va="center", fontsize=min(11, max(5, 0.36 * cell)))
+            ax.text(column, row, shown(value), color=colour, ha="center", va="center", fontsize=size)
     else:
         ax.figure.colorbar(image, ax=ax, label="probability")
     step = -(-num_states // 25)
@@ -145,7 +147,7 @@ def plot_state_graph(
     radii = np.maximum(widest * np.sqrt(shares / shares.max()), 0.25 * widest)
     discs = [
         ax.add_patch(Circle(tuple(place), radius, facecolor=colour, edgecolor="0.2", zorder=3))
-        for place, radius, colour in zip(places, radii, colours(num_states), strict=True)
+        for place, radius, colour in zip(places, radii, state_colours(num_states), strict=True)
     ]
     # In the discs where all fit, at some width of a letter; else beside them, past the loops.
     inside = all(radius > LETTER * len(name) / 2 for radius, name in zip(radii, names, strict=True))

@@ -1,3 +1,6 @@
+import pickle
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,6 @@ import torch
 from pyrohmm.checks.plots.common import (
     OKABE_ITO,
     bands,
-    colours,
     decoded,
     legend_above,
     names_of_states,
@@ -14,6 +16,7 @@ from pyrohmm.checks.plots.common import (
     panels,
     runs,
     shown,
+    state_colours,
     time_axis,
 )
 from pyrohmm.data import Sequences
@@ -32,10 +35,12 @@ def posterior(lengths: list[int], num_steps: int = 5, num_states: int = 3) -> Ma
 
 
 def test_colours_are_different():
-    assert colours(8) == list(OKABE_ITO)
-    many = colours(12)
+    assert state_colours(8) == list(OKABE_ITO)
+    many = state_colours(12)
     assert len(set(many)) == 12
-    assert many[0] != many[-1]
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in many)
+    with pytest.raises(ValueError, match="num_states: expected at least 1, got 0"):
+        state_colours(0)
 
 
 @pytest.mark.parametrize("names", [["a"], "ab", []])
@@ -193,3 +198,25 @@ def test_the_rows_of_a_legend_are_read_in_order(ax):
 @pytest.mark.parametrize(("value", "text"), [(0.994, ".99"), (0.9951, ">.99"), (0.0049, "<.01"), (0.0051, ".01")])
 def test_rounding_does_not_reach_0_and_1(value, text):
     assert shown(value) == text
+
+
+@pytest.mark.parametrize("in_subfigure", [False, True])
+@pytest.mark.parametrize("layout", [None, "constrained", "tight"])
+@pytest.mark.parametrize("num_lines", [1, 6])
+def test_titles_lie_above_the_legend(in_subfigure, layout, num_lines):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 3), layout=layout)
+    ax = (figure.subfigures(1, 2)[1] if in_subfigure else figure).subplots()
+    for i in range(num_lines):
+        ax.plot([0, 1], [0, i], label=f"line {i}")
+    legend_above(ax)
+    ax.set_title("title")
+    assert figure.axes == [ax]
+    figure.draw_without_rendering()
+    legend = ax.get_legend().get_window_extent()
+    assert ax.get_window_extent().y1 <= legend.y0 < legend.y1 <= ax.title.get_window_extent().y0 < legend.y1 + 20
+    pickle.loads(pickle.dumps(figure)).draw_without_rendering()
+    ax.get_legend().remove()
+    figure.draw_without_rendering()
+    assert 0 <= ax.title.get_window_extent().y0 - ax.get_window_extent().y1 < 20

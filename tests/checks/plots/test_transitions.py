@@ -70,12 +70,20 @@ def test_heat_map(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("to state", "from state")
 
 
-@pytest.mark.parametrize(("num_states", "num_texts"), [(1, 1), (20, 400), (30, 0)])
-def test_heat_map_of_few_and_of_many(num_states, num_texts, ax):
-    plot_transitions(random_matrix(num_states), ax=ax)
+@pytest.mark.parametrize(("num_states", "num_texts"), [(1, 1), (20, 400), (21, 0), (30, 0)])
+def test_heat_map_of_few_and_of_many(num_states, num_texts):
+    ax = plot_transitions(random_matrix(num_states))
     assert len(ax.texts) == num_texts
     assert len(ax.figure.axes) == (1 if num_texts else 2)  # a colour bar
     assert len(ax.get_xticks()) <= 25
+
+
+@pytest.mark.parametrize(("num_states", "with_numbers"), [(12, True), (20, False)])
+def test_small_cells_have_no_numbers(num_states, with_numbers, ax):
+    plot_transitions(random_matrix(num_states), ax=ax)
+    assert bool(ax.texts) == with_numbers
+    assert all(text.get_fontsize() >= 6 for text in ax.texts)
+    assert len(ax.figure.axes) == 2 - with_numbers
 
 
 def discs_and_arrows(ax):
