@@ -16,12 +16,13 @@ _COLUMNS = {
     "torbi": ("torbi", "benchmarks.peers.torbi", "prepare"),
     "bare products": ("torch", "benchmarks.peers.products", "prepare"),
     "dynamax fit_em": ("dynamax", "benchmarks.peers.dynamax_em", "prepare"),
+    "dynamax fit_em, compiled before": ("dynamax", "benchmarks.peers.dynamax_em", "prepare_compiled"),
     "hmmlearn fit log": ("hmmlearn", "benchmarks.peers.hmmlearn_em", "prepare_log"),
     "hmmlearn fit scaling": ("hmmlearn", "benchmarks.peers.hmmlearn_em", "prepare_scaling"),
 }
 CPU = ("dynamax", "hmmlearn log", "hmmlearn scaled", "DiscreteHMM")
 GPU = ("DiscreteHMM", "torch loop", "dynamax", "torbi", "bare products")
-EM = ("hmmlearn fit scaling", "hmmlearn fit log", "dynamax fit_em")
+EM = ("hmmlearn fit scaling", "hmmlearn fit log", "dynamax fit_em", "dynamax fit_em, compiled before")
 
 
 def peers(columns: Sequence[str] = CPU) -> dict[str, Callable[..., Job | None] | None]:

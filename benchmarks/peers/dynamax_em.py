@@ -20,18 +20,26 @@ _FLAT = 1 + 1e-4
 
 
 def prepare(start: Start) -> Job:
-    """Set a fit up; the first run compiles it."""
+    """Set a fit up as its users call it; it compiles its steps in each call."""
+    return _job(start, compiled=False)
+
+
+def prepare_compiled(start: Start) -> Job:
+    """Set a fit up that is compiled as a whole by the first run, once for all calls."""
+    return _job(start, compiled=True)
+
+
+def _job(start: Start, compiled: bool) -> Job:
     model, params, props = model_at(start)
     x = jnp.asarray(start.x.reshape(*start.x.shape[:2], -1).numpy())
     x = x if start.probs is not None else x.astype(jnp.float32)
 
-    # Compiled as a whole: by itself it would be compiled anew in each call.
-    @jax.jit
     def fit(params, x):
         return model.fit_em(params, props, x, num_iters=start.task.iterations, verbose=False)
 
+    run = jax.jit(fit) if compiled else fit
     return Job(
-        lambda: jax.block_until_ready(fit(params, x)),
+        lambda: jax.block_until_ready(run(params, x)),
         lambda result: {"log_likelihood": torch.from_numpy(np.array(result[1]))},
     )
 
