@@ -395,14 +395,14 @@ class SwitchingNLDS(SwitchingSSM):
     r"""A switching nonlinear dynamical system: `SwitchingSSM` with a network in the dynamics of each state.
 
     .. math::
-        h_t = A_{z_t} h_{t-1} + b_{z_t} + V_{z_t} \tanh(U_{z_t} h_{t-1} + c_{z_t}) + \epsilon_t, \quad
+        h_t = A_{z_t} h_{t-1} + b_{z_t} + \tfrac{1}{H} V_{z_t} \tanh(U_{z_t} h_{t-1} + c_{z_t}) + \epsilon_t, \quad
         x_t \sim p(x_t \mid \mathrm{network}(h_t))
 
     Args:
         num_states: K.
         dim: D, of the path h.
         num_entries: P, of an observation.
-        units: of the hidden layer of each state's dynamics.
+        units: H, of the hidden layer of each state's dynamics.
         emission_units: sizes of the hidden layers of the emission; none for a linear one.
         family: "gaussian" or "bernoulli", of the observations.
         recurrent: None, "latent" or "observed" (as Dong et al. have it).

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments.polyphony import __main__ as command
-from experiments.polyphony import deep
+from experiments.polyphony import deep, guides
 from experiments.polyphony.config import Config, config_for
 from experiments.polyphony.deep import DeepConfig, SimilarLengths, bound_per_step, build_deep, run_deep
 from experiments.polyphony.model import build
@@ -165,6 +165,29 @@ def test_run_writes_deep_figures(music, tmp_path):
     assert json.loads((tmp_path / "results" / "jsb-dmm-2.json").read_text()) == result
     assert result["summary"].keys() == {"test", "test_importance"}
     assert result["seeds"][0]["curve"][0]["test_of_best"] > 0
+
+
+def test_guides_are_compared(music, tmp_path, monkeypatch, capsys):
+    folders = {"results": tmp_path / "results", "runs": tmp_path / "runs"}
+    each = [{"inference": "both"}, {"inference": "right-left", "flows": 1}]
+    found = guides.compare(replace(DEEP, epochs=1), each, music=music, progress=False, **folders)
+    assert json.loads((tmp_path / "results" / "jsb-dmm-2-guides.json").read_text()) == found
+    both, flow = found["guides"]
+    assert both["inference"] == "both" and flow["flows"] == 1
+    assert both["num_parameters"] != flow["num_parameters"] and both["test"] != flow["test"]
+    again = guides.compare(replace(DEEP, epochs=1), each, music=music, progress=False, **folders)
+    assert [row["test"] for row in again["guides"]] == [both["test"], flow["test"]]
+
+    asked = []
+
+    def stub(config, seed):
+        asked.append((config, seed))
+        return {"guides": [{**flow, "test": 7.0, "num_parameters": 5}]}
+
+    monkeypatch.setattr(guides, "compare", stub)
+    guides.main(["--epochs", "3", "--seed", "2"])
+    assert asked == [(replace(guides.SHORT, epochs=3), 2)]
+    assert "| right-left, 1 flow | 5 | 7.000 |" in capsys.readouterr().out
 
 
 STYLE = StyleConfig(states=2, style=1, epochs=2, batch_size=4, encoder=3, particles=200)
