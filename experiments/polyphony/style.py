@@ -44,7 +44,7 @@ class StyleConfig:
     dataset: str = "jsb"
     states: int = 16
     style: int = 4
-    epochs: int = 40
+    epochs: int = 80
     batch_size: int = 20
     learning_rate: float = 0.03
     spread: float = 0.1
