@@ -12,7 +12,7 @@ from experiments.polyphony.run import HERE
 from pyrohmm.data import Polyphony, load_polyphony
 
 # All alike but for the guide. The weight of the KL term grows in the first half.
-SHORT = DeepConfig(epochs=150, annealing=75)
+SHORT = DeepConfig(epochs=150, annealing=75, particles=100)
 GUIDES = [
     *({"inference": inference} for inference in ("mean-field", "left-right", "right-left", "both")),
     {"inference": "right-left", "flows": 1},
