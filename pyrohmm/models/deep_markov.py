@@ -5,7 +5,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.transforms import affine_autoregressive
+from pyro.distributions.transforms import AffineAutoregressive, affine_autoregressive
 from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
@@ -44,7 +44,8 @@ class DeepMarkovModel(SavableModel):
             h_{t-1}), "mean-field" (all, not h_{t-1}).
         hidden: size of the recurrent network, in each direction.
         dropout: of its features, in training mode.
-        num_flows: inverse autoregressive flows that each vector of the guide's path passes through; 0 for none.
+        num_flows: inverse autoregressive flows that each vector of the guide's path passes through, the identity at the
+            start; 0 for none. With them no divergence is in closed form, and gradients vary more.
         generator: source of the random start; torch's global one if None.
 
     Raises:
@@ -91,9 +92,7 @@ class DeepMarkovModel(SavableModel):
             inference, self.emission.event_shape.numel(), dim, hidden, generator
         )
         self.dropout = nn.Dropout(dropout)
-        self.flows = nn.ModuleList(
-            built(lambda: affine_autoregressive(dim, [2 * dim]), generator) for _ in range(num_flows)
-        )
+        self.flows = nn.ModuleList(built(lambda: _identity_flow(dim), generator) for _ in range(num_flows))
 
     def forward(self, data: Sequences | Blank) -> None:
         """The Pyro program.
@@ -216,3 +215,11 @@ class DeepMarkovModel(SavableModel):
         """The law of whole sequences given their paths."""
         law = self.emission(h, data.entries)
         return (law.mask(data.observed) if isinstance(data, Sequences) else law).to_event(1)
+
+
+def _identity_flow(dim: int) -> AffineAutoregressive:
+    """A flow that changes nothing yet: one that starts at random has to be unlearned first."""
+    flow = affine_autoregressive(dim, [2 * dim])
+    for parameter in flow.arn.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return flow

@@ -19,7 +19,11 @@ INFERENCES = ["mean-field", "left-right", "right-left", "both"]
 def some_model(inference="right-left", family="bernoulli", seed=0, **kwargs):
     generator = torch.Generator().manual_seed(seed)
     emission = Emitter(2, 3, (5,), family, generator=generator)
-    return DeepMarkovModel(emission, inference=inference, hidden=4, generator=generator, **kwargs)
+    model = DeepMarkovModel(emission, inference=inference, hidden=4, generator=generator, **kwargs)
+    with torch.no_grad():
+        for parameter in model.flows.parameters():  # not the identity
+            parameter.normal_(0, 0.3, generator=generator)
+    return model
 
 
 def some_data(num_steps=6, dtype=torch.float32):
@@ -120,6 +124,18 @@ def test_bound_is_the_elbo_of_the_programs(inference, num_flows):
         each = dist.Bernoulli(logits=model.emission.net(h[0])).log_prob(data.x[0])
     assert replayed.nodes["x"]["log_prob"][0].item() == pytest.approx(each.sum().item(), rel=1e-5)
     assert replayed.nodes["h"]["log_prob"][0].item() == pytest.approx(total.item(), rel=1e-4)
+
+
+def test_flows_start_at_the_identity():
+    paths = []
+    for num_flows in (0, 2):
+        generator = torch.Generator().manual_seed(0)
+        model = DeepMarkovModel(Emitter(2, 3, generator=generator), hidden=4, num_flows=num_flows, generator=generator)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            paths.append(poutine.trace(model.guide).get_trace(some_data()).nodes["h"])
+    torch.testing.assert_close(*(path["value"] for path in paths))
+    torch.testing.assert_close(*(path["fn"].log_prob(path["value"]) for path in paths))
 
 
 @pytest.mark.parametrize("family", ["bernoulli", "gaussian"])
