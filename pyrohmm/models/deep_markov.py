@@ -6,6 +6,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.transforms import AffineAutoregressive, affine_autoregressive
+from pyro.nn import pyro_method
 from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
@@ -112,6 +113,7 @@ class DeepMarkovModel(SavableModel):
         """The Pyro program, the same as calling the model."""
         self(data)
 
+    @pyro_method
     def guide(self, data: Sequences) -> None:
         """The Pyro program of the inference network: the site "h"."""
         posterior = self._posterior(data)

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.nn import pyro_method
 from torch import Generator, Tensor, nn
 
 from pyrohmm import ops
@@ -168,6 +169,7 @@ class SwitchingSSM(SavableModel):
         """The Pyro program, the same as calling the model; arguments as for `forward`."""
         self(data, vectorized=vectorized)
 
+    @pyro_method
     def guide(self, data: Sequences | Blank, **_: Any) -> None:
         """The Pyro program of the inference network: the site "h". Nothing is sampled where there are no data."""
         if isinstance(data, Blank):
