@@ -41,8 +41,9 @@ class SwitchingSSM(SavableModel):
     .. math::
         q(h \mid x) = \prod_t N\big(h_t;\; P x_t + \mu(h_{t-1}, f(x)_t),\; \sigma(h_{t-1}, f(x)_t)^2\big),
 
-    with features f of a recurrent network, and the states are summed out exactly given it: the bound that is maximised
-    is E_q[log p(x, h) - log q(h | x)]. With `recurrent` the transitions depend on h_{t-1} ("latent") or on x_{t-1}
+    with features f of a recurrent network and a matrix P that `pyrohmm.infer.initialize_switching` sets and no fit
+    changes (0 without it). The states are summed out exactly given the path: the bound that is maximised is
+    E_q[log p(x, h) - log q(h | x)]. With `recurrent` the transitions depend on h_{t-1} ("latent") or on x_{t-1}
     ("observed", 0 where missing) too, besides inputs of the data.
 
     The model is a Pyro program, `.model`, and so is `.guide`, both of `Sequences`. Their sites, in the plate
@@ -90,6 +91,7 @@ class SwitchingSSM(SavableModel):
     emission: Any
     initial: Any
     transition: Any
+    direct: Tensor
     centre: Tensor
     spread: Tensor
     runs: Tensor
@@ -132,7 +134,8 @@ class SwitchingSSM(SavableModel):
             if (got := getattr(self, name).num_states) != num_states:
                 raise ValueError(f"{name}: expected {num_states} states, like the dynamics, got {got}")
         self.encoder, self.combiner = inference_network(inference, size, dim, hidden, generator)
-        self.direct = nn.Parameter(torch.zeros(dim, size))
+        # Not trained: steps in all its entries at once move a path by many of its standard deviations.
+        self.register_buffer("direct", torch.zeros(dim, size))
         # By which the guide makes its inputs of about unit size.
         self.register_buffer("centre", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))

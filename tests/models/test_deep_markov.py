@@ -206,6 +206,14 @@ def test_training_helps(inference):
     assert sum(history.loss[-10:]) < 0.9 * sum(history.loss[:10])
 
 
+@pytest.mark.parametrize("inference", ["left-right", "right-left", "both"])
+def test_all_parameters_are_trained(inference):
+    model = some_model(inference, num_flows=1)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    fit_svi(model, some_data(), steps=3, progress=False)
+    assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])] == []
+
+
 def test_simulation_state_and_file(tmp_path):
     model, other = some_model(num_flows=1), some_model(num_flows=1, seed=1)
     state = torch.get_rng_state()
