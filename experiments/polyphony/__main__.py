@@ -7,6 +7,7 @@ from typing import Any, get_args
 from experiments.polyphony.config import Config, config_for
 from experiments.polyphony.deep import DeepConfig
 from experiments.polyphony.run import run
+from experiments.polyphony.style import StyleConfig
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -14,10 +15,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.polyphony",
         description=__doc__,
-        epilog="Settings that are not given suit the model: see config.py and deep.py.",
+        epilog="Settings that are not given suit the model: see config.py, deep.py and style.py.",
     )
     options: dict[str, Any] = {}
-    for field in (*fields(Config), *fields(DeepConfig)):
+    for field in (*fields(Config), *fields(DeepConfig), *fields(StyleConfig)):
         choices = (*options.get(field.name, (None, ()))[1], *get_args(field.type))
         options[field.name] = type(field.default), choices
     for name, (kind, choices) in options.items():
@@ -26,7 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     seeds = given.pop("seeds")
     try:
-        config = DeepConfig(**given) if given.get("model") == "dmm" else config_for(**given)
+        make = {"dmm": DeepConfig, "style": StyleConfig}.get(given.get("model", ""), config_for)
+        config = make(**given)
     except TypeError as error:
         parser.error(f"a setting of another model: {error}")
 

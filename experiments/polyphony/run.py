@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from experiments.polyphony.config import Config
+from experiments.polyphony.config import Config, config_for
 from experiments.polyphony.deep import DeepConfig, run_deep
 from experiments.polyphony.model import build
+from experiments.polyphony.style import StyleConfig, run_style
 from pyrohmm import fit_svi
 from pyrohmm.data import Polyphony, Sequences, load_polyphony
 from pyrohmm.models import HMM
@@ -84,7 +85,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def run(
-    config: Config | DeepConfig,
+    config: Config | DeepConfig | StyleConfig,
     seeds: Sequence[int] = (0, 1, 2),
     *,
     music: Polyphony | None = None,
@@ -119,6 +120,10 @@ def run(
         if isinstance(config, DeepConfig):
             checkpoint = runs / f"{name}-seed{seed}.ckpt"
             model, figures = run_deep(music, config, seed, checkpoint=checkpoint, progress=progress)
+        elif isinstance(config, StyleConfig):
+            plain, start = run_seed(music, config_for("hmm", config.states), seed, progress=progress)
+            model, figures = run_style(music, config, seed, plain, progress=progress)
+            figures = {**figures, "start": {key: start[key] for key in ("test", "validation", "train", "seconds")}}
         else:
             model, figures = run_seed(music, config, seed, progress=progress)
         tests = [key for key in ("test", "test_seen_keys", "test_importance") if key in figures]
@@ -139,7 +144,7 @@ def run(
     return result
 
 
-def _former(file: Path, config: Config | DeepConfig) -> dict[int, dict[str, Any]]:
+def _former(file: Path, config: Config | DeepConfig | StyleConfig) -> dict[int, dict[str, Any]]:
     """The figures in the file by seed, if they are of the same settings."""
     former = json.loads(file.read_text()) if file.exists() else None
     if former is None or former["config"] != asdict(config):

@@ -9,7 +9,8 @@ class Config:
     """What a run depends on, beside its seed.
 
     Attributes:
-        model: "rslds" (transitions depend on the path), "slds", or "rsnlds" (networks in the dynamics, too).
+        model: "slds", "snlds" (networks in dynamics and emission), or with an "r" before it: transitions that depend on
+            the path.
         states: K.
         num_steps: of the drive.
         piece: steps of a sequence; the drive is cut into such pieces.
@@ -25,7 +26,7 @@ class Config:
         evenness: weight of the term against states that are not used, falling to 0 in the first half of the steps.
     """
 
-    model: Literal["rslds", "slds", "rsnlds"] = "rslds"
+    model: Literal["rslds", "slds", "rsnlds", "snlds"] = "rslds"
     states: int = 4
     num_steps: int = 8000
     piece: int = 100

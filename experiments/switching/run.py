@@ -25,12 +25,12 @@ HERE = Path(__file__).parent
 def build(config: Config, seed: int) -> SwitchingSSM:
     """The model before its start."""
     settings: dict[str, Any] = {
-        "recurrent": None if config.model == "slds" else "latent",
+        "recurrent": "latent" if config.model.startswith("r") else None,
         "evenness": config.evenness,
         "evenness_runs": max(1, config.steps // 2),
         "generator": torch.Generator().manual_seed(seed),
     }
-    if config.model == "rsnlds":
+    if config.model.endswith("snlds"):
         return SwitchingNLDS(config.states, 2, config.num_entries, units=16, emission_units=(32,), **settings)
     return SwitchingLDS(config.states, 2, config.num_entries, **settings)
 

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.nn import pyro_method
 from torch import Generator, Tensor, nn
 
 from pyrohmm.data import Sequences
@@ -38,8 +39,9 @@ class SwitchingSSM(SavableModel):
     .. math::
         q(h \mid x) = \prod_t N\big(h_t;\; P x_t + \mu(h_{t-1}, f(x)_t),\; \sigma(h_{t-1}, f(x)_t)^2\big),
 
-    with features f of a recurrent network, and the states are summed out exactly given it: the bound that is maximised
-    is E_q[log p(x, h) - log q(h | x)]. With `recurrent` the transitions depend on h_{t-1} ("latent") or on x_{t-1}
+    with features f of a recurrent network and a matrix P that `pyrohmm.infer.initialize_switching` sets and no fit
+    changes (0 without it). The states are summed out exactly given the path: the bound that is maximised is
+    E_q[log p(x, h) - log q(h | x)]. With `recurrent` the transitions depend on h_{t-1} ("latent") or on x_{t-1}
     ("observed", 0 where missing) too, besides inputs of the data.
 
     The model is a Pyro program, `.model`, and so is `.guide`, both of `Sequences`. Their sites, in the plate
@@ -87,6 +89,7 @@ class SwitchingSSM(SavableModel):
     emission: Any
     initial: Any
     transition: Any
+    direct: Tensor
     centre: Tensor
     spread: Tensor
     runs: Tensor
@@ -129,7 +132,8 @@ class SwitchingSSM(SavableModel):
             if (got := getattr(self, name).num_states) != num_states:
                 raise ValueError(f"{name}: expected {num_states} states, like the dynamics, got {got}")
         self.encoder, self.combiner = inference_network(inference, size, dim, hidden, generator)
-        self.direct = nn.Parameter(torch.zeros(dim, size))
+        # Not trained: steps in all its entries at once move a path by many of its standard deviations.
+        self.register_buffer("direct", torch.zeros(dim, size))
         # By which the guide makes its inputs of about unit size.
         self.register_buffer("centre", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
@@ -166,6 +170,7 @@ class SwitchingSSM(SavableModel):
         """The Pyro program, the same as calling the model; arguments as for `forward`."""
         self(data, vectorized=vectorized)
 
+    @pyro_method
     def guide(self, data: Sequences | Blank, **_: Any) -> None:
         """The Pyro program of the inference network: the site "h". Nothing is sampled where there are no data."""
         if isinstance(data, Blank):
@@ -387,14 +392,14 @@ class SwitchingNLDS(SwitchingSSM):
     r"""A switching nonlinear dynamical system: `SwitchingSSM` with a network in the dynamics of each state.
 
     .. math::
-        h_t = A_{z_t} h_{t-1} + b_{z_t} + V_{z_t} \tanh(U_{z_t} h_{t-1} + c_{z_t}) + \epsilon_t, \quad
+        h_t = A_{z_t} h_{t-1} + b_{z_t} + \tfrac{1}{H} V_{z_t} \tanh(U_{z_t} h_{t-1} + c_{z_t}) + \epsilon_t, \quad
         x_t \sim p(x_t \mid \mathrm{network}(h_t))
 
     Args:
         num_states: K.
         dim: D, of the path h.
         num_entries: P, of an observation.
-        units: of the hidden layer of each state's dynamics.
+        units: H, of the hidden layer of each state's dynamics.
         emission_units: sizes of the hidden layers of the emission; none for a linear one.
         family: "gaussian" or "bernoulli", of the observations.
         recurrent: None, "latent" or "observed" (as Dong et al. have it).

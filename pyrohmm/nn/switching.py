@@ -21,9 +21,10 @@ class SwitchingDynamics(PyroModule):
 
     .. math::
         p(h_1 \mid z_1 = k) = N(m_k, S_k^2), \qquad
-        p(h \mid h', z = k) = N\big(A_k h' + b_k + V_k \tanh(U_k h' + c_k),\; s_k^2\big)
+        p(h \mid h', z = k) = N\big(A_k h' + b_k + \tfrac{1}{H} V_k \tanh(U_k h' + c_k),\; s_k^2\big)
 
-    with diagonal S and s, and the network only if `hidden` > 0. A starts near the identity, b near 0, V at 0.
+    with diagonal S and s, and the network only if `hidden` > 0. A starts near the identity, b near 0, V at 0. Thanks to
+    the mean over the H units a step of Adam moves the law no farther through V than through b.
 
     Args:
         num_states: K.
@@ -85,7 +86,8 @@ class SwitchingDynamics(PyroModule):
         if self.first_weight is not None and self.first_bias is not None and self.last_weight is not None:
             units = nn.functional.linear(previous, self.first_weight.flatten(0, 1), self.first_bias.flatten()).tanh()
             units = units.unflatten(-1, (self.num_states, self.hidden))
-            loc = loc + torch.einsum("...kh,kdh->...kd", units, self.last_weight)
+            # A mean: with a sum the states are lost, since the first steps of Adam go H times as far.
+            loc = loc + torch.einsum("...kh,kdh->...kd", units, self.last_weight) / self.hidden
         return normal(select(loc, state), select(self.raw_scale, state))
 
     def relabel(self, permutation: Sequence[int] | Tensor) -> None:

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from experiments.polyphony import __main__ as command
-from experiments.polyphony import deep
+from experiments.polyphony import deep, guides
 from experiments.polyphony.config import Config, config_for
 from experiments.polyphony.deep import DeepConfig, SimilarLengths, bound_per_step, build_deep, run_deep
 from experiments.polyphony.model import build
 from experiments.polyphony.run import nats_per_step, run, run_seed, seen_keys
-from pyrohmm import fit_svi
+from experiments.polyphony.style import StyleConfig, build_style, run_style
+from experiments.polyphony.style import bound_per_step as style_bound_per_step
+from pyrohmm import fit_svi, ops
 from pyrohmm.data import Polyphony, Sequences
 
 NUM_KEYS = 6
@@ -165,6 +167,76 @@ def test_run_writes_deep_figures(music, tmp_path):
     assert result["seeds"][0]["curve"][0]["test_of_best"] > 0
 
 
+def test_guides_are_compared(music, tmp_path, monkeypatch, capsys):
+    folders = {"results": tmp_path / "results", "runs": tmp_path / "runs"}
+    each = [{"inference": "both"}, {"inference": "right-left", "flows": 1}]
+    found = guides.compare(replace(DEEP, epochs=1), each, music=music, progress=False, **folders)
+    assert json.loads((tmp_path / "results" / "jsb-dmm-2-guides.json").read_text()) == found
+    both, flow = found["guides"]
+    assert both["inference"] == "both" and flow["flows"] == 1
+    assert both["num_parameters"] != flow["num_parameters"] and both["test"] != flow["test"]
+    again = guides.compare(replace(DEEP, epochs=1), each, music=music, progress=False, **folders)
+    assert [row["test"] for row in again["guides"]] == [both["test"], flow["test"]]
+
+    asked = []
+
+    def stub(config, seed):
+        asked.append((config, seed))
+        return {"guides": [{**flow, "test": 7.0, "num_parameters": 5}]}
+
+    monkeypatch.setattr(guides, "compare", stub)
+    guides.main(["--epochs", "3", "--seed", "2"])
+    assert asked == [(replace(guides.SHORT, epochs=3), 2)]
+    assert "| right-left, 1 flow | 5 | 7.000 |" in capsys.readouterr().out
+
+
+STYLE = StyleConfig(states=2, style=1, epochs=2, batch_size=4, encoder=3, particles=200)
+
+
+def test_style_starts_at_the_plain_model(music):
+    plain, _ = run_seed(music, CONFIGS[0], 0, progress=False)
+    model = build_style(plain, STYLE, 0).eval()
+    silent = torch.zeros(len(music.test), 1)
+    with torch.no_grad():
+        found, expected = model.potentials(music.test, effects=silent), plain.potentials(music.test)
+        valid = music.test.valid
+        torch.testing.assert_close(found.observation[valid], expected.observation[valid])
+        torch.testing.assert_close(found.transition[:, 0], expected.transition.expand(5, 2, 2))
+        torch.testing.assert_close(found.initial, expected.initial.expand(5, 2))
+
+
+def test_style_is_trained_and_between_bound_and_likelihood(music):
+    plain, _ = run_seed(music, CONFIGS[0], 0, progress=False)
+    start = style_bound_per_step(build_style(plain, STYLE, 0).eval(), music.train)
+    model, figures = run_style(music, STYLE, 0, plain, progress=False)
+    assert not model.training
+    assert figures["train"] < start
+    assert figures["epochs"] == len(figures["validation_by_epoch"]) == 2
+    # The integral over the one number u, on a grid.
+    grid = torch.linspace(-6, 6, 241)
+    each = []
+    with torch.no_grad():
+        for u in grid:
+            potentials = model.potentials(music.test, effects=u.expand(len(music.test), 1))
+            each.append(ops.log_partition(*potentials, lengths=music.test.lengths).double())
+    weights = torch.distributions.Normal(0.0, 1.0).log_prob(grid).double() + (grid[1] - grid[0]).double().log()
+    exact = -(torch.stack(each) + weights.unsqueeze(-1)).logsumexp(0).sum().item() / music.test.num_observed
+    assert figures["test_importance"] == pytest.approx(exact, abs=0.01)
+    assert figures["test"] > exact
+
+
+def test_run_writes_figures_of_style_and_of_its_start(music, tmp_path):
+    config = replace(STYLE, epochs=1)
+    result = run(config, [0], music=music, results=tmp_path / "results", runs=tmp_path / "runs", progress=False)
+    assert json.loads((tmp_path / "results" / "jsb-style-2.json").read_text()) == result
+    assert result["summary"].keys() == {"test", "test_importance"}
+    plain, figures = run_seed(music, config_for("hmm", 2), 0, progress=False)
+    assert result["seeds"][0]["start"]["test"] == pytest.approx(figures["test"])
+    model = build_style(plain, config, 0).eval()
+    model.load_state_dict(torch.load(tmp_path / "runs" / "jsb-style-2-seed0.pt", weights_only=True))
+    assert style_bound_per_step(model, music.test) == pytest.approx(result["seeds"][0]["test"])
+
+
 def test_command_line_overrides_the_defaults(monkeypatch, capsys):
     calls = []
 
@@ -182,6 +254,8 @@ def test_command_line_overrides_the_defaults(monkeypatch, capsys):
     assert "| nnhmm | 8 | 7 | 1.000 ± 0.500 | 1.000 ± 0.500 |" in capsys.readouterr().out
     command.main(["--model", "dmm", "--states", "8", "--inference", "both"])
     assert calls[2][0] == DeepConfig(states=8, inference="both")
+    command.main(["--model", "style", "--style", "2"])
+    assert calls[3][0] == StyleConfig(style=2)
     for wrong in (["--model", "rnn"], ["--model", "dmm", "--hidden", "3"]):
         with pytest.raises(SystemExit):
             command.main(wrong)

@@ -30,7 +30,7 @@ def test_accuracy_counts_the_best_order():
     assert found == pytest.approx(0.8) and order.tolist() == [3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("model", ["rslds", "slds", "rsnlds"])
+@pytest.mark.parametrize("model", ["rslds", "slds", "rsnlds", "snlds"])
 def test_runs(tmp_path, model):
     result = run(replace(SMALL, model=model), [0], results=tmp_path, picture=model == "slds", progress=False)
     assert json.loads((tmp_path / f"{model}-4.json").read_text()) == result

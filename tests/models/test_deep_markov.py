@@ -19,7 +19,11 @@ INFERENCES = ["mean-field", "left-right", "right-left", "both"]
 def some_model(inference="right-left", family="bernoulli", seed=0, **kwargs):
     generator = torch.Generator().manual_seed(seed)
     emission = Emitter(2, 3, (5,), family, generator=generator)
-    return DeepMarkovModel(emission, inference=inference, hidden=4, generator=generator, **kwargs)
+    model = DeepMarkovModel(emission, inference=inference, hidden=4, generator=generator, **kwargs)
+    with torch.no_grad():
+        for parameter in model.flows.parameters():  # not the identity
+            parameter.normal_(0, 0.3, generator=generator)
+    return model
 
 
 def some_data(num_steps=6, dtype=torch.float32):
@@ -122,6 +126,18 @@ def test_bound_is_the_elbo_of_the_programs(inference, num_flows):
     assert replayed.nodes["h"]["log_prob"][0].item() == pytest.approx(total.item(), rel=1e-4)
 
 
+def test_flows_start_at_the_identity():
+    paths = []
+    for num_flows in (0, 2):
+        generator = torch.Generator().manual_seed(0)
+        model = DeepMarkovModel(Emitter(2, 3, generator=generator), hidden=4, num_flows=num_flows, generator=generator)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            paths.append(poutine.trace(model.guide).get_trace(some_data()).nodes["h"])
+    torch.testing.assert_close(*(path["value"] for path in paths))
+    torch.testing.assert_close(*(path["fn"].log_prob(path["value"]) for path in paths))
+
+
 @pytest.mark.parametrize("family", ["bernoulli", "gaussian"])
 def test_padding_and_missing_entries_are_not_read(family):
     model = some_model("both", family)
@@ -188,6 +204,14 @@ def test_training_helps(inference):
     model = some_model(inference, num_flows=inference == "both", dropout=0.1)
     history = fit_svi(model, data, steps=40, learning_rate=0.03, loss=TraceMeanField_ELBO(), progress=False)
     assert sum(history.loss[-10:]) < 0.9 * sum(history.loss[:10])
+
+
+@pytest.mark.parametrize("inference", ["left-right", "right-left", "both"])
+def test_all_parameters_are_trained(inference):
+    model = some_model(inference, seed=1, num_flows=1)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    fit_svi(model, some_data(), steps=3, progress=False)
+    assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])] == []
 
 
 def test_simulation_state_and_file(tmp_path):

@@ -217,6 +217,14 @@ def test_relabelled_states_keep_the_bound():
     assert after.diagonal().sum() >= before.diagonal().sum()
 
 
+@pytest.mark.parametrize("recurrent", [None, "latent"])
+def test_all_parameters_are_trained(recurrent):
+    model = SwitchingNLDS(2, 2, 6, recurrent=recurrent, generator=torch.Generator().manual_seed(0))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    fit_svi(model, two_regimes(num_sequences=4, num_steps=10), steps=3, progress=False)
+    assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])] == []
+
+
 def test_minibatches_have_the_scale_of_the_set():
     model, data = some_model(), some_data()
     path = torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(0))

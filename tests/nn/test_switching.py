@@ -17,7 +17,8 @@ def dynamics(hidden=0, dtype=torch.float64):
 def plain_loc(part, state, before):
     loc = part.weight[state] @ before + part.bias[state]
     if part.hidden:
-        loc = loc + part.last_weight[state] @ (part.first_weight[state] @ before + part.first_bias[state]).tanh()
+        units = (part.first_weight[state] @ before + part.first_bias[state]).tanh()
+        loc = loc + part.last_weight[state] @ units / part.hidden
     return loc
 
 
@@ -50,6 +51,18 @@ def test_scales_that_were_asked_for():
     torch.testing.assert_close(torch.nn.functional.softplus(raw(scale)) + 1e-4, scale)
     part = SwitchingDynamics(2, 3, scale=0.2)
     torch.testing.assert_close(part(torch.tensor(1), torch.zeros(3)).base_dist.scale, torch.full((3,), 0.2))
+
+
+@pytest.mark.parametrize("hidden", [1, 16, 256])
+def test_a_step_of_adam_goes_no_farther_with_more_units(hidden):
+    part = SwitchingDynamics(2, 2, hidden, generator=torch.Generator().manual_seed(0))
+    state, before = torch.arange(2).unsqueeze(-1), torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
+    start = part(state, before).base_dist.loc.detach()
+    adam = torch.optim.Adam([part.last_weight], lr=0.01)
+    part(state, before).base_dist.loc.sum().backward()
+    adam.step()
+    moved = (part(state, before).base_dist.loc - start).abs().max()
+    assert 1e-4 < moved < 0.0101  # with a sum of the units it would be about `hidden` times as far
 
 
 @pytest.mark.parametrize("hidden", [0, 4])
