@@ -119,7 +119,8 @@ def fit_svi(
         progress: whether to show a progress bar.
 
     Returns:
-        `History`.
+        `History`; its `notes` name parameters of modules that no run of the programs met, which Pyro does not train: a
+        method that reads them (but `forward`) has to be a `pyro.nn.pyro_method`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range, nothing is observed or trainable, or
@@ -233,6 +234,8 @@ def fit_svi(
             save()
             if fit.best is not None:
                 fit.parameters.load(fit.best)
+            if unmet := fit.unmet():
+                history.notes = [f"not trained, since the programs did not meet them: {', '.join(unmet)}"]
     return history
 
 
@@ -309,6 +312,16 @@ class _Fit:
             # Pyro asks for the gradient of every parameter that it meets.
             parameter.requires_grad_(False)
         return {name: parameter for name, parameter in found.items() if parameter not in self._frozen}
+
+    def unmet(self) -> list[str]:
+        """The names of parameters of modules that are to be trained, but that no run of the programs met."""
+        met = {id(parameter) for parameter in self._found.values()}
+        return [
+            name
+            for module in self.modules
+            for name, parameter in module.named_parameters()
+            if parameter not in self._frozen and id(parameter) not in met
+        ]
 
     @property
     def num_steps(self) -> int:

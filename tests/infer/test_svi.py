@@ -741,6 +741,22 @@ def test_when_losses_are_read_changes_no_number(monkeypatch):
         assert_same_state(state, runs[0][1])
 
 
+def test_parameters_that_no_run_meets_are_told_of():
+    class Level(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.level, self.forgotten = torch.nn.Parameter(torch.zeros(())), torch.nn.Parameter(torch.zeros(()))
+            self.frozen = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+
+        def forward(self, data: Sequences) -> None:
+            with pyro.plate("sequences", data.num_total, subsample=data.index):
+                pyro.sample("x", dist.Normal(self.level, 1.0).expand([data.num_steps, 3]).to_event(2), obs=data.x)
+
+    history = fit(Level(), Sequences(torch.ones(4, 5, 3)), steps=2)
+    assert history.notes == ["not trained, since the programs did not meet them: forgotten"]
+    assert fit(make_model(), make_data(), steps=2).notes == []
+
+
 def test_parameters_that_appear_later_are_trained():
     def model(data: Sequences) -> None:
         plain_model(data)
