@@ -17,7 +17,7 @@ from pyrohmm.data import Sequences
 from pyrohmm.distributions import padding, statewise
 from pyrohmm.infer import fit_svi, svi
 from pyrohmm.infer.minibatches import Minibatches
-from pyrohmm.models import HMM, hmm
+from pyrohmm.models import HMM, blank
 from pyrohmm.ops import chain
 from pyrohmm.ops.forward_backward import api
 from pyrohmm.program import loop
@@ -43,7 +43,7 @@ def make(name: str) -> tuple[HMM, Sequences, torch.nn.Module | None]:
 def as_on_a_gpu(monkeypatch):
     """Nothing is asked that is asked only because on the CPU it costs nothing."""
     monkeypatch.setattr(svi, "_read_every", lambda device: 20)
-    for module in (padding, statewise, hmm):
+    for module in (padding, statewise, blank):
         monkeypatch.setattr(module, "waits", lambda tensor: True)
     # Lengths on the CPU, and only there, are looked at in any case.
     for module, name in (
