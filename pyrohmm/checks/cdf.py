@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
+import scipy
 import torch
-from scipy import special
 from torch import Tensor
 
 from pyrohmm.nn.emission._laws import Multinomial
@@ -141,7 +141,7 @@ def _normal(loc: Tensor, scale: Tensor, value: Tensor) -> Tails:
 
 def _student(law: Any, value: Tensor) -> Tails:
     residual, degrees = _numpy((_double(value) - _double(law.loc)) / _double(law.scale)), _numpy(law.df)
-    return _continuous(special.stdtr(degrees, residual), special.stdtr(degrees, -residual), value)
+    return _continuous(scipy.special.stdtr(degrees, residual), scipy.special.stdtr(degrees, -residual), value)
 
 
 def _exponential(law: Any, value: Tensor) -> Tails:
@@ -151,23 +151,21 @@ def _exponential(law: Any, value: Tensor) -> Tails:
 
 def _gamma(law: Any, value: Tensor) -> Tails:
     shape, scaled = _numpy(law.concentration), _numpy(_double(law.rate) * _double(value).clamp(min=0))
-    return _continuous(special.gammainc(shape, scaled), special.gammaincc(shape, scaled), value)
+    return _continuous(scipy.special.gammainc(shape, scaled), scipy.special.gammaincc(shape, scaled), value)
 
 
 def _beta(law: Any, value: Tensor) -> Tails:
     ones, zeros, share = _numpy(law.concentration1), _numpy(law.concentration0), _numpy(value).clip(0, 1)
-    return _continuous(special.betainc(ones, zeros, share), special.betaincc(ones, zeros, share), value)
+    return _continuous(scipy.special.betainc(ones, zeros, share), scipy.special.betaincc(ones, zeros, share), value)
 
 
 def _von_mises(law: Any, value: Tensor) -> Tails:
-    from scipy import stats  # slow to load
-
     loc, concentration = _numpy(law.loc), _numpy(law.concentration)
     angle = np.remainder(_numpy(value) + np.pi, 2 * np.pi) - np.pi
 
     # Beyond one turn around its centre it goes on, by 1 a turn.
     def area(x: np.ndarray) -> np.ndarray:
-        return stats.vonmises.cdf(x - loc, concentration)
+        return scipy.stats.vonmises.cdf(x - loc, concentration)
 
     start = area(np.full_like(angle, -np.pi))
     below = (area(angle) - start).clip(0, 1)
@@ -188,13 +186,15 @@ def _discrete(at_most: Callable[[np.ndarray], Any], more: Callable[[np.ndarray],
 
 def _poisson(law: Any, value: Tensor) -> Tails:
     rate = _numpy(law.rate)
-    return _discrete(lambda k: special.pdtr(k, rate), lambda k: special.pdtrc(k, rate), value)
+    return _discrete(lambda k: scipy.special.pdtr(k, rate), lambda k: scipy.special.pdtrc(k, rate), value)
 
 
 def _negative_binomial(law: Any, value: Tensor) -> Tails:
     size, success, failure = _numpy(law.total_count), _numpy(law.probs), _numpy(torch.sigmoid(-_double(law.logits)))
     return _discrete(
-        lambda k: special.betainc(size, k + 1, failure), lambda k: special.betainc(k + 1, size, success), value
+        lambda k: scipy.special.betainc(size, k + 1, failure),
+        lambda k: scipy.special.betainc(k + 1, size, success),
+        value,
     )
 
 
@@ -205,10 +205,10 @@ def _geometric(law: Any, value: Tensor) -> Tails:
 
 def _binomial_tails(size: Any, success: Any, failure: Any, value: Tensor) -> Tails:
     def at_most(k: np.ndarray) -> Any:
-        return np.where(k >= size, 1.0, special.betainc(np.maximum(size - k, 1), k + 1, failure))
+        return np.where(k >= size, 1.0, scipy.special.betainc(np.maximum(size - k, 1), k + 1, failure))
 
     def more(k: np.ndarray) -> Any:
-        return np.where(k >= size, 0.0, special.betainc(k + 1, np.maximum(size - k, 1), success))
+        return np.where(k >= size, 0.0, scipy.special.betainc(k + 1, np.maximum(size - k, 1), success))
 
     return _discrete(at_most, more, value)
 

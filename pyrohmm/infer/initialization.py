@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import scipy
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from pyrohmm.data import Sequences
@@ -126,7 +126,7 @@ def _clusters(features: np.ndarray, num_clusters: int, method: Method, seed: int
     centres = _seeds(some, num_clusters, random)
     if method == "kmeans":
         # A cluster that loses all its rows keeps its centre.
-        centres, _ = kmeans2(some, centres, iter=20, minit="matrix", missing="warn")
+        centres, _ = scipy.cluster.vq.kmeans2(some, centres, iter=20, minit="matrix", missing="warn")
         rows, some = np.arange(len(features)), features
     distances = torch.cdist(torch.from_numpy(some), torch.from_numpy(centres))
     return torch.from_numpy(rows), distances.argmin(-1)

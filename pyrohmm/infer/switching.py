@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
+import scipy
 import torch
-from scipy.linalg import solveh_banded
 from torch import Tensor, nn
 
 from pyrohmm.data import Sequences
@@ -149,7 +149,7 @@ def _smooth(values: Tensor, known: Tensor, lengths: list[int], variance: float) 
             for other in range(row, 3):
                 product = factor * (1.0, -2.0, 1.0)[other] * penalty
                 bands[other - row, row : length - 2 + row] += product
-        return solveh_banded(bands, weight * values[n, :length].numpy(), lower=True)
+        return scipy.linalg.solveh_banded(bands, weight * values[n, :length].numpy(), lower=True)
 
     long = [n for n, length in enumerate(lengths) if int(known[n].sum()) > 2]
     some = long[:_MOST_SMOOTHED]

@@ -1,5 +1,6 @@
 """Which state of one model is which of another: states have no names of their own."""
 
+import scipy
 import torch
 from torch import Tensor
 
@@ -72,10 +73,8 @@ def match_states(overlap: Tensor) -> Tensor:
         )
     if not overlap.isfinite().all():
         raise ValueError("overlap: expected finite entries, got others")
-    from scipy.optimize import linear_sum_assignment  # slow to load
-
     num_states = len(overlap)
-    matched = linear_sum_assignment(overlap.mT.cpu().numpy(), maximize=True)[1].tolist()
+    matched = scipy.optimize.linear_sum_assignment(overlap.mT.cpu().numpy(), maximize=True)[1].tolist()
     return torch.tensor([*matched, *(state for state in range(num_states) if state not in matched)])
 
 

@@ -55,3 +55,12 @@ def test_on_given_axes():
 def test_the_library_loads_neither_matplotlib_nor_arviz():
     code = "import pyrohmm.checks, sys; assert not {'matplotlib', 'arviz', 'xarray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_library_loads_no_part_of_scipy_that_is_not_used_yet():
+    parts = {f"scipy.{name}" for name in ("cluster", "linalg", "optimize", "special", "stats")}
+    # Those that torch and Pyro load themselves would not be the library's.
+    code = (
+        f"import pyro, sys; before = set(sys.modules); import pyrohmm; assert not {parts} & set(sys.modules) - before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
