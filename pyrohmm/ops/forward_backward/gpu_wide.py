@@ -428,18 +428,21 @@ def forward_log(
         i = first + tl.arange(0, TERMS)
         known = (i < K)[None, :, None] & (state < K)[None, None, :]
         square = (i[:, None] * K + state[None, :])[None, :, :]
-        left = tl.load(before + i[None, :], inside[:, None] & (i < K)[None, :], other=-float("inf"))
         if SHARED:
             right = tl.load(transition + tl.max(matrix, 0) + square, known, other=-float("inf"))
         else:
             right = tl.load(
                 transition + matrix[:, None, None] + square, known & inside[:, None, None], other=-float("inf")
             )
+        left = tl.load(before + i[None, :], inside[:, None] & (i < K)[None, :], other=-float("inf"))
         scores = (left - log_mass[:, None])[:, :, None] + right
         higher = tl.maximum(best, tl.max(scores, 1))
         shift = finite(higher)
         sums = sums * tl.exp(finite(best - shift)) + tl.sum(tl.exp(scores - shift[:, None, :]), 1)
         best = higher
+    # Loaded again, which volatile makes sure of: not kept in registers through the sum.
+    rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N), volatile=True)
+    start = tl.load(starts + rows, rows >= 0, other=0, volatile=True)
     begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
     logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
     joint = log_of(sums) + finite(best) + logits
