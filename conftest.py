@@ -17,13 +17,22 @@ collect_ignore = [] if find_spec("sklearn") else ["pyrohmm/sklearn.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`pytest tests/ops --device cuda` runs the tests of the ops on a GPU."""
-    parser.addoption("--device", default="cpu", help="where the ops compute in tests/ops (default: cpu)")
+    """`pytest tests/ops --device cuda` runs the tests of the ops on a GPU, sm_90 on one that is emulated."""
+    parser.addoption("--device", default="cpu", help="where the ops compute: cpu, cuda, sm_80 or sm_90 (default: cpu)")
 
 
+@pytest.hookimpl(tryfirst=True)  # others ask for the device
 def pytest_configure(config: pytest.Config) -> None:
     """Without a GPU, Triton's kernels run on the CPU, one program after the other."""
-    if config.getoption("--device") == "cpu":
+    option = config.option
+    if option.device.startswith("sm_"):
+        # To all else this is the CPU, which is where the tensors are.
+        option.emulated, option.device = int(option.device.removeprefix("sm_")), "cpu"
+    if arch := getattr(option, "emulated", None):
+        from tests.ptx.device import emulate
+
+        emulate(arch)
+    if option.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
 
 
