@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from pyrohmm import ops
 from pyrohmm.ops import chain as chain_module
-from pyrohmm.ops.forward_backward import api, gpu, gpu_counts, gpu_wide
+from pyrohmm.ops.forward_backward import api, gpu_counts, gpu_walk, gpu_wide
 from pyrohmm.ops.grid import launch
 from pyrohmm.ops.sampling import gpu as sampling_gpu
 from pyrohmm.ops.viterbi import gpu as viterbi_gpu
@@ -49,7 +49,7 @@ def test_nothing_waits(num_states, transitions, monkeypatch):
     # Lengths on the CPU, and only there, are looked at in any case.
     monkeypatch.setattr(chain_module, "check_lengths", unwatched(chain_module.check_lengths))
     monkeypatch.setattr(api, "clear_padding", unwatched(api.clear_padding))
-    for module in (gpu, gpu_counts, gpu_wide, viterbi_gpu, sampling_gpu):
+    for module in (gpu_walk, gpu_counts, gpu_wide, viterbi_gpu, sampling_gpu):
         monkeypatch.setattr(module, "launch", unwatched(launch))
     chain = random_chain(num_states, 3, (2,), transitions=transitions, lengths="ragged").requires_grad()
     arguments = {"lengths": chain.lengths, "impl": "gpu"}

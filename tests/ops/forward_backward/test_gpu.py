@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 
 from pyrohmm import ops
+from pyrohmm.ops import spans
 from pyrohmm.ops.forward_backward import gpu
 from pyrohmm.testing import Chain, assert_within_budget, random_chain
 from pyrohmm.testing.strategies import chains
@@ -21,7 +22,7 @@ def form(request, monkeypatch) -> str:
     if request.param == "wide":
         monkeypatch.setattr(gpu, "WALK", dict.fromkeys(gpu.WALK, 0))
     else:
-        monkeypatch.setattr(gpu, "_span", lambda rows: 2 if rows.grid.num_steps >= 4 else None)
+        monkeypatch.setattr(spans, "steps_of_span", lambda num_steps, *_: 2 if num_steps >= 4 else None)
     return request.param
 
 
