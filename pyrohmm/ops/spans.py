@@ -117,3 +117,25 @@ class Cut(NamedTuple):
         return self.spans._replace(
             initial=Memory(initial, starts(len(self.spans.lengths), self.grid.num_states, initial.device), 0)
         )
+
+
+def follow(maps: Tensor) -> Tensor:
+    """The state that each map leads to, if each is told where the next one leads, and the last one state 0.
+
+    Neighbouring maps are composed, then neighbouring pairs, and so on: log2(C) times.
+
+    Args:
+        maps: (n, C, S) int64, of S states to as many.
+
+    Returns:
+        (n, C) int64.
+
+    Example:
+        >>> follow(torch.tensor([[[1, 0], [1, 0], [1, 1]]]))
+        tensor([[1, 0, 1]])
+    """
+    reach = 1
+    while reach < maps.shape[1]:
+        maps = torch.cat([maps[:, :-reach].gather(-1, maps[:, reach:]), maps[:, -reach:]], 1)
+        reach *= 2
+    return maps[..., 0]

@@ -6,7 +6,7 @@ import torch
 from pyrohmm import ops
 from pyrohmm.ops.chain import fit_chain
 from pyrohmm.ops.grid import Grid, Memory
-from pyrohmm.ops.spans import Cut, steps_of_span
+from pyrohmm.ops.spans import Cut, follow, steps_of_span
 from pyrohmm.testing import random_chain
 
 
@@ -81,3 +81,17 @@ def test_spans_begin_where_they_are_told():
     initial = torch.arange(12.0).view(2, 3, 2)
     begun = cut.beginning(initial)
     assert torch.equal(torch.stack([read(begun.initial, row, 0, 2) for row in range(6)]), initial.view(6, 2))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 13])
+def test_maps_follow_one_another(count):
+    maps = torch.randint(4, (5, count, 4), generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(5, count + 1, dtype=torch.int64)
+    for c in reversed(range(count)):
+        for n in range(5):
+            expected[n, c] = maps[n, c, expected[n, c + 1]]
+    assert torch.equal(follow(maps), expected[:, :-1])
+
+
+def test_no_maps():
+    assert follow(torch.zeros(0, 3, 2, dtype=torch.int64)).shape == (0, 3)

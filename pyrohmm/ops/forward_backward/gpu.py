@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pyrohmm.ops import spans
 from pyrohmm.ops.certificate import smallest_log_ratio
-from pyrohmm.ops.chain import Chain, Tangent
+from pyrohmm.ops.chain import Chain, Tangent, logsumexp
 from pyrohmm.ops.forward_backward import gpu_counts, gpu_walk, gpu_wide
-from pyrohmm.ops.forward_backward.gpu_walk import Rows, Walk
+from pyrohmm.ops.forward_backward.gpu_walk import Results, Rows, Walk
 from pyrohmm.ops.grid import (
     Grid,
     Matrices,
@@ -94,7 +94,7 @@ def filter(chain: Chain) -> tuple[Tensor, Tensor]:
     """Filtered state log-probabilities (*batch, T, K) and log-evidence of each step (*batch, T)."""
     if not _walks(chain):
         return gpu_wide.filter(chain)
-    out = gpu_walk.forward(_rows(chain), chain.observation, filtered=True)
+    out = _filter(_rows(chain), chain.observation)
     shape = (*chain.batch_shape, chain.num_steps)
     return out.log_probs.view(*shape, chain.num_states), out.evidence.view(shape)
 
@@ -131,7 +131,7 @@ def hessian_product(
         return Tangent(*zeros, expectation=messages.values.new_zeros(chain.batch_shape))
     log_probs = messages.values
     if rows.matrices is not None:
-        log_probs = gpu_walk.forward(rows, messages.values, filtered=True).log_probs
+        log_probs = _filter(rows, messages.values).log_probs
     # One matrix for all steps is a matrix of each step, with the same place in memory.
     rows = rows._replace(matrices=None)
     messages = Messages(rows, messages.log_z, log_probs)
@@ -186,6 +186,24 @@ def _partition(rows: Rows, like: Tensor, *, keep: bool) -> Messages:
         inside = inside._replace(grid=cut.beginning(initial))
         values = gpu_walk.forward(inside, like, keep=True, shape=_shape(rows)).messages
     return Messages(rows, outer.log_z + lowered, values, Spans(inside, outer, cut.count))
+
+
+def _filter(rows: Rows, like: Tensor) -> Results:
+    """Results of a pass forward that filters."""
+    steps = _steps_of_span(rows)
+    if steps is None:
+        return gpu_walk.forward(rows, like, filtered=True)
+    cut = Cut.of(rows.grid, steps)
+    outer_grid, _, _ = _outer(rows, cut, like, ends=False)
+    # Without observations, filtering is predicting.
+    outer = _filter(Rows(outer_grid, cut.goes_on.shape[:1], None), like)
+    inside = rows.divided(cut.beginning(outer.log_probs), cut.count)
+    out = gpu_walk.forward(inside, like, filtered=True, goes_on=cut.goes_on.int().view(-1), shape=_shape(rows))
+    # Spans start from normalised predictions; initial potentials and rows of transitions need not be.
+    mass = logsumexp(out.onward, -1).view(cut.goes_on.shape)
+    out.evidence[:, 0] += outer.evidence[:, 0]
+    out.evidence[:, steps::steps] += torch.where(cut.goes_on, mass, 0.0)[:, : (rows.grid.num_steps - 1) // steps]
+    return out
 
 
 def _outer(rows: Rows, cut: Cut, like: Tensor, *, ends: bool) -> tuple[Grid, Tensor, Tensor]:
