@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyrohmm import ops
+from pyrohmm.ops import spans
 from pyrohmm.ops.chain import fit_chain
 from pyrohmm.ops.viterbi import gpu
 from pyrohmm.testing import Chain, random_chain
@@ -93,6 +94,44 @@ def test_nan_leads_to_no_state_that_is_not_there(num_states, pytestconfig):
     assert (states >= -1).all() and (states < num_states).all()
 
 
+@pytest.fixture
+def cut(monkeypatch) -> None:
+    """Spans of two steps; of spans too, if there are four or more."""
+    monkeypatch.setattr(spans, "steps_of_span", lambda num_steps, *_: 2 if num_steps >= 4 else None)
+
+
 def test_k_best_has_no_kernel():
     with pytest.raises(NotImplementedError, match="impl: 'gpu' .* k_best .* use 'auto' or 'reference'"):
         ops.k_best(*random_chain().logits, k=2, impl="gpu")
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("name", AWKWARD)
+def test_spans_of_awkward_chains(name):
+    assert_is_the_references(AWKWARD[name])
+
+
+SPANS = {
+    f"{transitions} {num_states} {num_steps}": random_chain(
+        num_states, num_steps, batch, transitions=transitions, impossible=0.2, lengths="ragged", poison=True, seed=5
+    )
+    for num_states, num_steps, batch in ((1, 9, (3,)), (2, 13, (5,)), (3, 8, (2, 2)), (5, 11, (3,)), (17, 5, (2,)))
+    for transitions in ("shared", "constant", "each")
+}
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("name", SPANS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_path_over_spans_is_the_references(name, dtype):
+    assert_is_the_references(SPANS[name].to(dtype))
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("transitions", ["shared", "constant", "each"])
+@pytest.mark.parametrize(("num_states", "num_steps"), [(2, 12), (3, 9), (3, 4), (4, 7)])
+def test_ties_across_spans_go_to_the_references_path(num_states, num_steps, transitions, monkeypatch):
+    monkeypatch.setattr(gpu, "WARPS", 1)
+    # Few values: few sequences have a best path without rivals, some have none at all.
+    chain = random_chain(num_states, num_steps, (60,), transitions=transitions, impossible=0.25, lengths="ragged")
+    assert_is_the_references(Chain(*(logits.round().clamp(-1, 1) for logits in chain.logits), chain.lengths))
