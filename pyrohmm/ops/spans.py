@@ -31,12 +31,14 @@ class Cut(NamedTuple):
     Attributes:
         grid: the sequences.
         spans: as B * C sequences.
+        each: as B * C * K, the k-th of each span with the k-th state as its first.
         steps: of a span.
         goes_on: (B, C) bool, whether the sequence does after the span.
     """
 
     grid: Grid
     spans: Grid
+    each: Grid
     steps: int
     goes_on: Tensor
 
@@ -58,28 +60,12 @@ class Cut(NamedTuple):
             later(grid.transition),
             later(grid.observation),
         )
-        return cls(grid, spans, steps, remaining > steps)
+        return cls(grid, spans, _from_each_state(spans), steps, remaining > steps)
 
     @property
     def count(self) -> int:
         """C."""
         return self.goes_on.shape[1]
-
-    def from_each_state(self) -> Grid:
-        """Each span K times, the k-th with the k-th state as its first."""
-        spans, K, like = self.spans, self.grid.num_states, self.grid.observation.values
-        start = torch.eye(K, device=like.device, dtype=like.dtype).log()
-
-        def repeated(memory: Memory) -> Memory:
-            return Memory(memory.values, memory.index.repeat_interleave(K), memory.step)
-
-        return spans._replace(
-            lengths=spans.lengths.repeat_interleave(K),
-            starts=spans.starts.repeat_interleave(K),
-            initial=Memory(start, starts(K, K, start.device).repeat(len(spans.lengths)), 0),
-            transition=repeated(spans.transition),
-            observation=repeated(spans.observation),
-        )
 
     def outer(self, inside: Tensor, onward: Tensor, *, ends: bool) -> tuple[Grid, Tensor, Tensor]:
         """The chain of the states at the first step of each span.
@@ -117,6 +103,22 @@ class Cut(NamedTuple):
         return self.spans._replace(
             initial=Memory(initial, starts(len(self.spans.lengths), self.grid.num_states, initial.device), 0)
         )
+
+
+def _from_each_state(spans: Grid) -> Grid:
+    K, like = spans.num_states, spans.observation.values
+    start = torch.eye(K, device=like.device, dtype=like.dtype).log()
+
+    def repeated(memory: Memory) -> Memory:
+        return Memory(memory.values, memory.index.repeat_interleave(K), memory.step)
+
+    return spans._replace(
+        lengths=spans.lengths.repeat_interleave(K),
+        starts=spans.starts.repeat_interleave(K),
+        initial=Memory(start, starts(K, K, start.device).repeat(len(spans.lengths)), 0),
+        transition=repeated(spans.transition),
+        observation=repeated(spans.observation),
+    )
 
 
 def follow(maps: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def test_spans_are_parts_of_the_sequences(num_steps, transitions):
     chain = random_chain(K, num_steps, (3,), transitions=transitions, lengths=torch.tensor([num_steps, 0, 3]))
     grid = Grid.of(fit_chain(*chain.logits, chain.lengths))
     cut = Cut.of(grid, steps)
-    within = cut.from_each_state()
+    within = cut.each
     assert cut.count == 3 and cut.spans.num_steps == steps
     assert cut.goes_on.sum(-1).tolist() == [cut.spans.lengths.view(3, 3)[0].count_nonzero() - 1, 0, 1]
     assert cut.spans.lengths.view(3, 3).sum(-1).tolist() == grid.lengths.tolist()

@@ -210,7 +210,7 @@ def _outer(rows: Rows, cut: Cut, like: Tensor, *, ends: bool) -> tuple[Grid, Ten
     """The chain of the states at the first step of each span; see `Cut.outer`."""
     # The law of the first state after a span, and the evidence within, given each state at its first step.
     K = rows.grid.num_states
-    within = rows.divided(cut.spans, cut.count).divided(cut.from_each_state(), K)
+    within = rows.divided(cut.spans, cut.count).divided(cut.each, K)
     out = gpu_walk.forward(within, like, goes_on=cut.goes_on.int().view(-1).repeat_interleave(K))
     return cut.outer(out.log_z, out.onward, ends=ends)
 

@@ -54,7 +54,7 @@ class Rows(NamedTuple):
     def from_each_state(self, cut: Cut) -> "Rows":
         """Each of these spans from each state."""
         shape, K = torch.Size([*self.shape, 1]), self.grid.num_states
-        return Rows(cut.from_each_state(), shape, torch.Size([*self.batch_shape, K]))
+        return Rows(cut.each, shape, torch.Size([*self.batch_shape, K]))
 
 
 class Scores(NamedTuple):
@@ -90,8 +90,8 @@ def viterbi(chain: Chain) -> tuple[Tensor, Tensor]:
     # The state at the first step of each span, for each that may follow the span.
     K, goes_on = chain.num_states, cut.goes_on
     following = torch.where(goes_on.unsqueeze(-1), torch.arange(K, device=like.device), -1)
-    firsts = torch.empty_like(following)
-    _trace(cut.from_each_state(), found.values, firsts, beyond=following, maps=True)
+    firsts = torch.zeros_like(following)
+    _trace(cut.each, found.values, firsts, beyond=following, maps=True)
     following = torch.where(goes_on, spans.follow(firsts).roll(-1, 1), -1)
     lengths = torch.where(log_prob.unsqueeze(-1) > -torch.inf, cut.spans.lengths.view(goes_on.shape), 0).view(-1)
     _trace(cut.spans._replace(lengths=lengths), found.values, states, beyond=following)

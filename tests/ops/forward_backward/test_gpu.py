@@ -81,6 +81,14 @@ def test_no_sequences(shape, num_states):
     torch.autograd.grad(sum(grad.sum() for grad in grads), leaves)
 
 
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+@pytest.mark.parametrize("form", ["spans"], indirect=True)
+def test_no_sequences_in_spans(form, transitions):
+    chain = random_chain(2, 5, (0,), transitions=transitions)
+    assert_agrees_with_the_reference(chain)
+    derivatives(partial(ops.log_partition, impl="gpu"), chain, 2)
+
+
 @pytest.mark.parametrize("num_states", [3, 20, 70])
 def test_no_transitions_that_were_expanded(num_states):
     transition = torch.zeros(1, 0, num_states, num_states, requires_grad=True)
@@ -111,10 +119,11 @@ def test_numbers_of_states_and_sequences(num_states, sequences, transitions):
 @pytest.mark.parametrize("form", FORMS, indirect=True)
 def test_float32_errs_no_more_than_twice_what_the_reference_does(form, transitions):
     chain = random_chain(20, 9, (3,), transitions=transitions, scale=3.0).to(torch.float32)
-    ours, reference = (ops.smooth(*chain.logits, impl=impl) for impl in ("gpu", "reference"))
-    exact = ops.smooth(*chain.to(torch.float64).logits, impl="reference")
-    for name in exact._fields:
-        assert_within_budget(getattr(ours, name), getattr(reference, name), getattr(exact, name))
+    for op in (ops.smooth, ops.filter):
+        ours, reference = (op(*chain.logits, impl=impl) for impl in ("gpu", "reference"))
+        exact = op(*chain.to(torch.float64).logits, impl="reference")
+        for name in exact._fields:
+            assert_within_budget(getattr(ours, name), getattr(reference, name), getattr(exact, name))
 
 
 @pytest.mark.parametrize("num_states", [5, 70])
@@ -122,6 +131,14 @@ def test_the_same_bits_every_time(num_states):
     chain = random_chain(num_states, 6, (20,), lengths="ragged").to(torch.float32)
     first, second = (derivatives(partial(ops.log_partition, impl="gpu"), chain, 1) for _ in range(2))
     assert all(torch.equal(first[what], second[what]) for what in first)
+
+
+@pytest.mark.parametrize("form", ["spans"], indirect=True)
+def test_the_same_bits_every_time_in_spans(form):
+    chain = random_chain(3, 9, (5,), lengths="ragged").to(torch.float32)
+    for op in (ops.filter, ops.smooth):
+        first, second = (op(*chain.logits, lengths=chain.lengths, impl="gpu") for _ in range(2))
+        assert all(map(torch.equal, first, second))
 
 
 def test_time_is_cut_for_few_long_sequences_only(monkeypatch):

@@ -114,3 +114,9 @@ def test_a_path_that_ends_on_the_way_back_is_none_in_spans(num_steps, in_spans):
     cut, at_once = in_spans(chain, torch.rand(sequences, num_steps, dtype=torch.float64), log_probs)
     assert torch.equal(cut, at_once)
     assert (cut[:num_steps] == -1).all() and (cut[num_steps:] >= 0).any()
+
+
+@pytest.mark.parametrize(("sample_shape", "batch"), [((2,), (0,)), ((0,), (2,))])
+def test_no_paths_in_spans(sample_shape, batch, in_spans):
+    cut, at_once = in_spans(random_chain(2, 5, batch), torch.zeros(*sample_shape, *batch, 5, dtype=torch.float64))
+    assert torch.equal(cut, at_once)

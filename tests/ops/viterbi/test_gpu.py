@@ -131,6 +131,21 @@ def test_the_path_over_spans_is_the_references(name, dtype):
 
 
 @pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+def test_no_sequences_in_spans(transitions):
+    assert_is_the_references(random_chain(2, 5, (0,), transitions=transitions))
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.filterwarnings("ignore:All-NaN")
+def test_nan_in_spans_leads_to_no_state_that_is_not_there(pytestconfig):
+    chain = random_chain(5, 9, (2,))
+    chain.observation_logits[:, 2] = torch.nan
+    states, _ = gpu.viterbi(fit_chain(*(logits.to(pytestconfig.getoption("--device")) for logits in chain.logits)))
+    assert (states == -1).all()
+
+
+@pytest.mark.usefixtures("cut")
 @pytest.mark.parametrize(("transitions", "sequences"), [("shared", 32), ("each", 6)])
 @pytest.mark.parametrize(("num_states", "num_steps"), [(2, 11), (3, 8), (4, 5)])
 def test_ties_across_spans_go_to_the_references_path(num_states, num_steps, transitions, sequences):
