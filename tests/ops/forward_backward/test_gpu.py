@@ -151,3 +151,12 @@ def test_time_is_cut_for_few_long_sequences_only(monkeypatch):
     assert "walks through time" in how(2, 1000)
     assert "walks through time" in how(2, 5000, 2000)
     assert "a launch a step" in how(65, 5000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+def test_a_long_sequence_is_cut_of_its_own_accord(transitions):
+    lengths = torch.tensor([2111, 1000])
+    chain = random_chain(3, 2111, (2,), transitions=transitions, lengths=lengths, scale=3.0, poison=True)
+    ours, exact = (ops.filter(*chain.logits, lengths=chain.lengths, impl=which) for which in ("gpu", "reference"))
+    torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-10)

@@ -120,3 +120,11 @@ def test_a_path_that_ends_on_the_way_back_is_none_in_spans(num_steps, in_spans):
 def test_no_paths_in_spans(sample_shape, batch, in_spans):
     cut, at_once = in_spans(random_chain(2, 5, batch), torch.zeros(*sample_shape, *batch, 5, dtype=torch.float64))
     assert torch.equal(cut, at_once)
+
+
+@pytest.mark.slow
+def test_a_long_path_is_cut_of_its_own_accord(both):
+    chain = random_chain(3, 2111, (2,), lengths=torch.tensor([2111, 1000]), poison=True)
+    uniforms = torch.rand(2, 2111, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours, expected = both(chain, uniforms)
+    assert torch.equal(ours, expected)

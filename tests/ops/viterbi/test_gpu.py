@@ -154,3 +154,11 @@ def test_ties_across_spans_go_to_the_references_path(num_states, num_steps, tran
     chain = random_chain(num_states, num_steps, batch, transitions=transitions, impossible=0.15, lengths="ragged")
     logits = [torch.where(x.isinf(), x, x.round().clamp(-1, 1)) for x in chain.logits]
     assert_is_the_references(Chain(*logits, chain.lengths))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_long_sequence_is_cut_of_its_own_accord(transitions, dtype):
+    chain = random_chain(2, 2111, transitions=transitions, scale=3.0, lengths=torch.tensor(2100), poison=True)
+    assert_is_the_references(chain.to(dtype))
