@@ -104,6 +104,18 @@ class Cut(NamedTuple):
             initial=Memory(initial, starts(len(self.spans.lengths), self.grid.num_states, initial.device), 0)
         )
 
+    def last_steps(self, log_probs: Tensor) -> Grid:
+        """The last step of each span that goes on, alone, with its law (B, T, K) in place of what was observed."""
+        spans, back = self.spans, self.steps - 1
+        nothing, nowhere = log_probs.new_zeros(spans.num_states), starts(len(spans.lengths), 0, log_probs.device)
+        return spans._replace(
+            lengths=self.goes_on.long().view(-1),
+            num_steps=1,
+            initial=Memory(log_probs, (spans.starts + back) * spans.num_states, 0),
+            transition=spans.transition._replace(index=spans.transition.index + back * spans.transition.step),
+            observation=Memory(nothing, nowhere, 0),
+        )
+
 
 def _from_each_state(spans: Grid) -> Grid:
     K, like = spans.num_states, spans.observation.values

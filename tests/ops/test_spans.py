@@ -83,6 +83,20 @@ def test_spans_begin_where_they_are_told():
     assert torch.equal(torch.stack([read(begun.initial, row, 0, 2) for row in range(6)]), initial.view(6, 2))
 
 
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+def test_last_steps_of_spans(transitions):
+    K, T = 2, 7
+    chain = random_chain(K, T, (2,), transitions=transitions, lengths=torch.tensor([7, 4]))
+    grid = Grid.of(fit_chain(*chain.logits, chain.lengths))
+    log_probs = torch.arange(2.0 * T * K, dtype=torch.float64).view(2, T, K)
+    last = Cut.of(grid, 3).last_steps(log_probs)
+    assert last.lengths.tolist() == [1, 1, 0, 1, 0, 0] and last.num_steps == 1
+    for row, sequence, step in ((0, 0, 2), (1, 0, 5), (3, 1, 2)):
+        assert torch.equal(read(last.initial, row, 0, K), log_probs[sequence, step])
+        assert torch.equal(read(last.transition, row, 0, K * K), read(grid.transition, sequence, step, K * K))
+        assert not read(last.observation, row, 0, K).any()
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 13])
 def test_maps_follow_one_another(count):
     maps = torch.randint(4, (5, count, 4), generator=torch.Generator().manual_seed(0))

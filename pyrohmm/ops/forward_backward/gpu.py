@@ -197,12 +197,14 @@ def _filter(rows: Rows, like: Tensor) -> Results:
     outer_grid, _, _ = _outer(rows, cut, like, ends=False)
     # Without observations, filtering is predicting.
     outer = _filter(Rows(outer_grid, cut.goes_on.shape[:1], None), like)
-    inside = rows.divided(cut.beginning(outer.log_probs), cut.count)
-    out = gpu_walk.forward(inside, like, filtered=True, goes_on=cut.goes_on.int().view(-1), shape=_shape(rows))
+    parts = rows.divided(cut.beginning(outer.log_probs), cut.count)
+    out = gpu_walk.forward(parts, like, filtered=True, shape=_shape(rows))
     # Spans start from normalised predictions; initial potentials and rows of transitions need not be.
-    mass = logsumexp(out.onward, -1).view(cut.goes_on.shape)
+    last = parts._replace(grid=cut.last_steps(out.log_probs))
+    onward = gpu_walk.forward(last, like, goes_on=cut.goes_on.int().view(-1)).onward
+    mass = torch.where(cut.goes_on, logsumexp(onward, -1).view(cut.goes_on.shape), 0.0)
     out.evidence[:, 0] += outer.evidence[:, 0]
-    out.evidence[:, steps::steps] += torch.where(cut.goes_on, mass, 0.0)[:, : (rows.grid.num_steps - 1) // steps]
+    out.evidence[:, steps::steps] += mass[:, : (rows.grid.num_steps - 1) // steps]
     return out
 
 
