@@ -74,7 +74,7 @@ class Matrices(NamedTuple):
         return packed
 
     def scaled(self, bound: float) -> tuple[Packed, np.ndarray, np.ndarray]:
-        """exp(A - top), where top is the largest entry; top (G,); and whether each entry is above top + bound (G,).
+        """exp(A - top); top (G,), the smallest integer that no entry exceeds; whether all are above max A + bound (G,).
 
         Where one is not, top is inf, and the packed matrix zero. If there are no matrices, top is zero.
         """
@@ -178,7 +178,7 @@ def _pack_scaled(shares, lanes, K, values, bound, tops, passed, packed):
             if top == top and not highest[row] <= top:  # a NaN comes to stay
                 top = highest[row]
         passed[g] = low - top >= bound
-        tops[g] = top if passed[g] else np.inf
+        tops[g] = np.ceil(top) if passed[g] else np.inf
     in_parallel(_pack, shares, (lanes, K, values, tops, packed))
 
 

@@ -98,8 +98,9 @@ def forward(
     for t in tl.range(1, longest, num_stages=STAGES):
         inside = t < length
         both = inside[:, None] & real[None, :]
-        logits = tl.load(observed + t * observation_step, both, other=-float("inf"))
+        # Before the logits: their threads then follow those of the matrix, which takes fewer registers and shuffles.
         matrix = tl.load(matrices + (t - 1) * transition_step, inside[:, None, None] & square, other=-float("inf"))
+        logits = tl.load(observed + t * observation_step, both, other=-float("inf"))
         new, log_mass = normalise(predict(log_prob, matrix) + logits)
         if KEEP:
             tl.store(log_probs + written + t * K, new, both)
@@ -107,6 +108,9 @@ def forward(
             tl.store(evidence + start + t, log_mass, inside)
         log_prob = tl.where(inside[:, None], new, log_prob)
         total += tl.where(inside, log_mass, 0.0)
+    # Loaded again, which volatile makes sure of: not kept in registers all the way.
+    rows = tl.load(order + block * N + tl.arange(0, N), volatile=True)
+    present = rows >= 0
     tl.store(log_z + rows, total, present)
     if ONWARD:
         # Where a row ends, there may be no next matrix.

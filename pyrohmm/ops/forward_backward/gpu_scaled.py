@@ -16,6 +16,25 @@ def exact_log(mass, inverse):
     return tl.where(mass == 0.0, -float("inf"), -log_of(inverse.to(tl.float64)))
 
 
+@triton.jit
+def row_sums(matrix):
+    """The sum of each row, as two numbers of the dtype of the matrix that add up to it: rounding repeats at each step."""
+    exact = tl.sum(matrix.to(tl.float64), 1)
+    high = exact.to(matrix.dtype)
+    return high, (exact - high.to(tl.float64)).to(matrix.dtype)
+
+
+@triton.jit
+def log_of_cut_off(joint, row_high, row_low, product):
+    """What log sum_j of a product of tensor cores lacks, (N,).
+
+    They do not round sums to the nearest number, they cut them off: a part in 10^7, always to the same side, which adds
+    up in log Z. How much mass there should be, sum_i a_i sum_j E_ij, takes no product of matrices.
+    """
+    lost = tl.sum((joint * row_high[None, :] - product) + joint * row_low[None, :], 1)
+    return lost * inverse_of(tl.sum(product, 1))
+
+
 @triton.jit(do_not_specialize=["each"])
 def forward(
     order,
@@ -57,6 +76,7 @@ def forward(
     real = state < K
     square = state[:, None] * K + state[None, :]
     matrix = tl.load(chances + group.to(tl.int64) * K * K + square, real[:, None] & real[None, :], other=0.0)
+    row_high, row_low = row_sums(matrix)
     top_of_matrix = tl.load(tops + group)
     start = tl.load(starts + rows, present, other=0)
     observed = observation + tl.load(observation_index + rows, present, other=0)[:, None] + state[None, :]
@@ -83,8 +103,10 @@ def forward(
         both = inside[:, None] & real[None, :]
         logits = tl.load(observed + t * observation_step, both, other=-float("inf"))
         shift = finite(tl.max(logits, 1))
+        product = tl.dot(joint, matrix, input_precision=PRECISION)
+        cut_off = log_of_cut_off(joint, row_high, row_low, product)
         # The division by the mass of the step before is not in the way of the product.
-        predicted = tl.dot(joint, matrix, input_precision=PRECISION) * inverse[:, None]
+        predicted = product * inverse[:, None]
         new = predicted * tl.exp(logits - shift[:, None])
         mass = tl.sum(new, 1)
         if KEEP:
@@ -92,15 +114,16 @@ def forward(
         if FILTER:
             log_mass = log_of(mass) + shift
             tl.store(log_probs + written + t * K, log_of(predicted) + logits - finite(log_mass)[:, None], both)
-            tl.store(evidence + start + t, log_mass + top_of_matrix, inside)
+            tl.store(evidence + start + t, log_mass + top_of_matrix + cut_off, inside)
         joint = tl.where(inside[:, None], new, joint)
         inverse = tl.where(inside, inverse_of(mass), inverse)
-        added = exact_log(mass, inverse) + shift.to(tl.float64) + top_of_matrix.to(tl.float64)
+        added = exact_log(mass, inverse) + shift.to(tl.float64) + top_of_matrix.to(tl.float64) + cut_off.to(tl.float64)
         total += tl.where(inside, added, 0.0)
     tl.store(log_z + rows, total, present)
     if ONWARD:
-        predicted = tl.dot(joint, matrix, input_precision=PRECISION) * inverse[:, None]
-        following = log_of(predicted) + top_of_matrix
+        product = tl.dot(joint, matrix, input_precision=PRECISION)
+        cut_off = log_of_cut_off(joint, row_high, row_low, product)
+        following = log_of(product * inverse[:, None]) + top_of_matrix + cut_off[:, None]
         tl.store(onward + rows[:, None] * K + state[None, :], following, present[:, None] & real[None, :])
 
 

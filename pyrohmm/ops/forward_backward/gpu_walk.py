@@ -268,10 +268,13 @@ def log_form(rows: Rows) -> tuple[Blocks, dict]:
     """Blocks, and the options of kernels that keep log-probabilities."""
     side = max(2, power_of_two(rows.grid.num_states))
     # Pairs of states of a warp: more would not fit into its registers, in the kernel of second derivatives.
-    pairs = 256 if rows.grid.observation.values.dtype == torch.float32 else 128
+    double = rows.grid.observation.values.dtype == torch.float64
+    pairs = 128 if double else 256
     count = max(1, min(16, (4 if side <= 8 else 2) * pairs // side**2))
     warps = max(1, min(8, count * side**2 // pairs))
-    return rows.blocks(count), {"N": count, "S": side, "STAGES": 2, "num_warps": warps}
+    options = {"N": count, "S": side, "STAGES": 2, "num_warps": warps}
+    # Left to choose, ptxas spills a few numbers of float64 where that makes room for more programs at a time.
+    return rows.blocks(count), options | ({"maxnreg": 255} if double else {})
 
 
 def _passed(rows: Rows) -> Tensor:

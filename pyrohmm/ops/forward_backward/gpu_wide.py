@@ -155,6 +155,8 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
             log_probs[:, 0] = torch.where(valid[:, 0, None], first, -torch.inf)
     common = (grid.lengths, grid.starts, K)
     outputs = (messages, parts, log_probs, tiles)
+    row_sums = like.new_empty(0) if matrices is None else _sums_of_tiles(matrices.chances)
+    masses = like.new_zeros(B, T, tiles, 2, dtype=torch.float64)
     by_matrix = _scaled_blocks(chain, matrices)
     by_log, shared = _log_blocks(chain, matrices), matrices is not None
     for t in range(1, T):
@@ -163,7 +165,7 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
                 forward_scaled,
                 (by_matrix.count, tiles),
                 *(by_matrix.order, by_matrix.each, *common, t, slots, matrices.chances, matrices.passed),
-                *(*grid.observation, shifts, *outputs),
+                *(*grid.observation, shifts, row_sums, masses, *outputs),
                 **_scaled_options(by_matrix, tiles),
                 FILTER=filtered,
             )
@@ -182,7 +184,10 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
     if matrices is not None:
         number = numbers(matrices.shape, chain.batch_shape, like.device)
         tops[:, 1:] = matrices.tops[number, None]
-        log_mass = torch.where(passed[:, None], mass.log() + shifts + tops, log_mass)
+        # What the products of tensor cores cut off, always to the same side: see `gpu_scaled.log_of_cut_off`.
+        as_is, whole = masses.sum(-2).unbind(-1)
+        cut_off = torch.where(as_is > 0, (whole - as_is) / as_is, 0.0)
+        log_mass = torch.where(passed[:, None], mass.log() + shifts + tops + cut_off, log_mass)
     log_mass = torch.where(valid, log_mass, 0.0)
     if filtered:
         log_probs -= finite_or_zero(log_mass - tops).to(like.dtype)[..., None]
@@ -216,6 +221,15 @@ def _backward(chain: Chain, messages: Messages, lengths: Tensor) -> tuple[Tensor
             SHARED=shared,
         )
     return totals, onward, parts
+
+
+def _sums_of_tiles(chances: Tensor) -> Tensor:
+    """The sums of each row over a tile of columns, as two numbers that add up to it, (G, tiles, 2, K)."""
+    K = chances.shape[-1]
+    padded = torch.nn.functional.pad(chances, (0, -K % TILE)).unflatten(-1, (-1, TILE))
+    exact = padded.sum(-1, dtype=torch.float64).mT
+    high = exact.to(chances.dtype)
+    return torch.stack([high, (exact - high).to(chances.dtype)], -2)
 
 
 def _scaled_blocks(chain: Chain, matrices: Matrices | None) -> Blocks:
@@ -275,6 +289,8 @@ def forward_scaled(
     observation_index,
     observation_step,
     shifts,
+    row_sums,
+    masses,
     messages,
     parts,
     log_probs,
@@ -288,7 +304,8 @@ def forward_scaled(
 ):
     """a_t of a tile of states from a_{t-1}, and its mass. Messages (B, slots, K) lie at t modulo slots.
 
-    With FILTER, also the logarithm of what was predicted plus o_t.
+    With FILTER, also the logarithm of what was predicted plus o_t. `masses` (B, T, tiles, 2) get what the tile is
+    predicted with before that is scaled, as it is, and as it should be by the `row_sums` of `_sums_of_tiles`.
     """
     group = tl.program_id(0) // each
     if tl.load(passed + group) == 0:
@@ -304,12 +321,19 @@ def forward_scaled(
     # In float64, as log Z is: a division that errs in one direction would add up.
     mass = tl.sum(parts_at(parts, start, t - 1, inside, tiles, 0.0, TILES).to(tl.float64), 1)
     before = messages + (rows * slots + (t - 1) % slots)[:, None] * K
+    high = row_sums + (group.to(tl.int64) * tiles + tl.program_id(1)) * 2 * K
     sums = tl.zeros((N, TILE), dtype=messages.dtype.element_ty)
+    whole = tl.zeros((N, TERMS), dtype=messages.dtype.element_ty)
     for first in range(0, K, TERMS):
         i = first + tl.arange(0, TERMS)
         left = tl.load(before + i[None, :], inside[:, None] & (i < K)[None, :], other=0.0)
         right = tl.load(matrix + i[:, None] * K + state[None, :], (i < K)[:, None] & (state < K)[None, :], other=0.0)
         sums += tl.dot(left, right, input_precision=PRECISION)
+        whole += left * tl.load(high + i, i < K, other=0.0)[None, :]
+        whole += left * tl.load(high + K + i, i < K, other=0.0)[None, :]
+    mass_of_tile = masses + ((start + t) * tiles + tl.program_id(1)) * 2
+    tl.store(mass_of_tile, tl.sum(sums.to(tl.float64), 1), inside)
+    tl.store(mass_of_tile + 1, tl.sum(whole.to(tl.float64), 1), inside)
     predicted = sums * inverse_of(mass).to(sums.dtype)[:, None]
     begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
     logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
@@ -428,18 +452,21 @@ def forward_log(
         i = first + tl.arange(0, TERMS)
         known = (i < K)[None, :, None] & (state < K)[None, None, :]
         square = (i[:, None] * K + state[None, :])[None, :, :]
-        left = tl.load(before + i[None, :], inside[:, None] & (i < K)[None, :], other=-float("inf"))
         if SHARED:
             right = tl.load(transition + tl.max(matrix, 0) + square, known, other=-float("inf"))
         else:
             right = tl.load(
                 transition + matrix[:, None, None] + square, known & inside[:, None, None], other=-float("inf")
             )
+        left = tl.load(before + i[None, :], inside[:, None] & (i < K)[None, :], other=-float("inf"))
         scores = (left - log_mass[:, None])[:, :, None] + right
         higher = tl.maximum(best, tl.max(scores, 1))
         shift = finite(higher)
         sums = sums * tl.exp(finite(best - shift)) + tl.sum(tl.exp(scores - shift[:, None, :]), 1)
         best = higher
+    # Loaded again, which volatile makes sure of: not kept in registers through the sum.
+    rows = tl.load(order + tl.program_id(0) * N + tl.arange(0, N), volatile=True)
+    start = tl.load(starts + rows, rows >= 0, other=0, volatile=True)
     begin = tl.load(observation_index + rows, inside, other=0) + t * observation_step
     logits = tl.load(observation + begin[:, None] + state[None, :], both, other=-float("inf"))
     joint = log_of(sums) + finite(best) + logits

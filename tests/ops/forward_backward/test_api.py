@@ -326,6 +326,21 @@ def test_long_sequence_against_its_closed_form(dtype, tolerance, quick_impl):
     assert counts.sum().item() == pytest.approx(1, rel=2 * tolerance)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("num_states", [17, 130])
+def test_what_is_wrong_with_a_matrix_does_not_add_up_over_time(num_states, seed, quick_impl):
+    """Every step takes the same matrix: a part in 10^7 at each would be far more than rounding where log Z is small."""
+    chain = random_chain(num_states, 500, (2,), scale=0.3, seed=seed).to(torch.float32)
+    # As a network has them: in float32, log_softmax puts them where their differences are rounded to one side.
+    weights = torch.randn(num_states, num_states, generator=torch.Generator().manual_seed(seed))
+    chain = chain._replace(transition_logits=weights.log_softmax(-1))
+    level = ops.log_partition(*chain.logits).mean() / 500 + 0.02
+    chain = chain._replace(observation_logits=chain.observation_logits - level)
+    exact = ops.log_partition(*chain.to(torch.float64).logits)
+    ours, reference = (ops.log_partition(*chain.logits, impl=impl) for impl in (quick_impl, "reference"))
+    assert_within_budget(ours, reference, exact)
+
+
 @pytest.mark.parametrize("level", [-30.0, 0.0, 30.0])
 @pytest.mark.parametrize(("num_states", "batch"), [(2, 1), (3, 40), (16, 3), (40, 1), (70, 2), (600, 1)])
 def test_numbers_of_any_size_add_up_over_time(num_states, batch, level, quick_impl):

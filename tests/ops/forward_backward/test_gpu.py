@@ -2,9 +2,11 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from pyrohmm import ops
 from pyrohmm.ops import spans
@@ -134,6 +136,32 @@ def assert_errs_no_more_than_twice_what_the_reference_does(op, chain: Chain) -> 
     exact = op(*chain.to(torch.float64).logits, impl="reference")
     for name in exact._fields:
         assert_within_budget(getattr(ours, name), getattr(reference, name), getattr(exact, name))
+
+
+@pytest.fixture
+def tensor_cores(request, monkeypatch) -> None:
+    """Products that are cut off, as those of a GPU are, and not rounded."""
+    if request.config.getoption("--device") != "cpu":
+        return
+
+    def cut_off(builder, a, b, d, input_precision, max_num_imprecise_acc):
+        exact = a.data.astype(np.float64) @ b.data.astype(np.float64) + d.data
+        rounded = exact.astype(d.data.dtype)
+        towards_zero = np.where(np.abs(rounded) > np.abs(exact), np.nextafter(rounded, 0, dtype=rounded.dtype), rounded)
+        return TensorHandle(towards_zero, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", cut_off)
+
+
+@pytest.mark.parametrize(("num_states", "num_steps"), [(5, 100), (20, 100), (70, 50)])
+def test_what_tensor_cores_cut_off_does_not_add_up_over_time(num_states, num_steps, tensor_cores):
+    chain = random_chain(num_states, num_steps, (3,), lengths="ragged", poison=True, seed=2)
+    level = ops.log_partition(*chain.logits, lengths=chain.lengths).sum() / chain.lengths.sum()
+    chain = chain._replace(observation_logits=chain.observation_logits - level).to(torch.float32)
+    exact = ops.log_partition(*chain.to(torch.float64).logits, lengths=chain.lengths)
+    for log_partition in (ops.log_partition, lambda *x, **options: ops.filter(*x, **options).log_evidence.sum(-1)):
+        ours, reference = (log_partition(*chain.logits, lengths=chain.lengths, impl=x) for x in ("gpu", "reference"))
+        assert_within_budget(ours, reference, exact)
 
 
 @pytest.mark.parametrize("num_states", [5, 70])
