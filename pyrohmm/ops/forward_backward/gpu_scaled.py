@@ -18,7 +18,7 @@ def exact_log(mass, inverse):
 
 @triton.jit
 def row_sums(matrix):
-    """The sum of each row, as two numbers of the dtype of the matrix that add up to it: rounding repeats at each step."""
+    """The sum of each row, as two numbers of the matrix's dtype that add up to it: rounding repeats at each step."""
     exact = tl.sum(matrix.to(tl.float64), 1)
     high = exact.to(matrix.dtype)
     return high, (exact - high.to(tl.float64)).to(matrix.dtype)

@@ -5,13 +5,14 @@ other is in memory when the next launch begins. Each program adds up (or takes t
 of the next step combine the tiles' `parts`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyrohmm.ops import cuda_graphs
 from pyrohmm.ops.chain import Chain, valid_steps
 from pyrohmm.ops.chain import finite as finite_or_zero
 from pyrohmm.ops.forward_backward import gpu_counts
@@ -132,52 +133,33 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
     """Messages, filtered log-probabilities (B, T, K) and evidence (B, T); without values where not asked for."""
     grid, matrices, like = Grid.of(chain), Matrices.of(chain), chain.observation
     B, T, K = len(grid.lengths), grid.num_steps, grid.num_states
-    tiles, slots = -(-K // TILE), T if keep else min(T, 2)
     passed = grid.lengths < 0
     if matrices is not None:
         passed = matrices.passed[numbers(matrices.shape, chain.batch_shape, like.device)] > 0
     valid = valid_steps(grid.lengths, T)
     shifts = torch.where(valid, chain.observation.amax(-1).expand(*chain.batch_shape, T).reshape(B, T), 0.0)
     shifts = torch.where(shifts == -torch.inf, 0.0, shifts)
-    messages, parts = like.new_empty(B, slots, K), like.new_zeros(B, T, tiles)
-    log_probs = like.new_full((B, T if filtered else 0, K), -torch.inf)
-    if T:
-        first = (chain.initial + chain.observation[..., 0, :]).expand(*chain.batch_shape, K).reshape(B, K)
-        top = first.amax(-1, keepdim=True)
-        top = torch.where(top == -torch.inf, 0.0, top)
-        shifts[:, 0] = torch.where(valid[:, 0], top.squeeze(-1), 0.0)
-        chances = (first - top).exp()
-        messages[:, 0] = torch.where(passed[:, None], chances, first)
-        parts[:, 0] = torch.where(passed, 0.0, -torch.inf).unsqueeze(-1)
-        mass = chances.sum(-1)
-        parts[:, 0, 0] = torch.where(passed, mass, mass.log() + top.squeeze(-1))
-        if filtered:
-            log_probs[:, 0] = torch.where(valid[:, 0, None], first, -torch.inf)
-    common = (grid.lengths, grid.starts, K)
-    outputs = (messages, parts, log_probs, tiles)
-    row_sums = like.new_empty(0) if matrices is None else _sums_of_tiles(matrices.chances)
-    masses = like.new_zeros(B, T, tiles, 2, dtype=torch.float64)
-    by_matrix = _scaled_blocks(chain, matrices)
-    by_log, shared = _log_blocks(chain, matrices), matrices is not None
-    for t in range(1, T):
-        if matrices is not None:
-            launch(
-                forward_scaled,
-                (by_matrix.count, tiles),
-                *(by_matrix.order, by_matrix.each, *common, t, slots, matrices.chances, matrices.passed),
-                *(*grid.observation, shifts, row_sums, masses, *outputs),
-                **_scaled_options(by_matrix, tiles),
-                FILTER=filtered,
-            )
-        launch(
-            forward_log,
-            (by_log.count, tiles),
-            *(by_log.order, by_log.each, *common, t, slots, *grid.transition),
-            *(grid.lengths if matrices is None else matrices.passed, *grid.observation, *outputs),
-            **_log_options(by_log, tiles),
-            SHARED=shared,
-            FILTER=filtered,
-        )
+    if T == 0:
+        nothing = like.new_zeros(B, 0, K)
+        return Messages(grid, matrices, passed, shifts, nothing.double().sum((1, 2)), nothing), nothing, shifts
+    first = (chain.initial + chain.observation[..., 0, :]).expand(*chain.batch_shape, K).reshape(B, K)
+    top = first.amax(-1, keepdim=True)
+    top = torch.where(top == -torch.inf, 0.0, top)
+    shifts[:, 0] = torch.where(valid[:, 0], top.squeeze(-1), 0.0)
+    chances = (first - top).exp()
+    mass = chances.sum(-1)
+    messages, parts, masses, log_probs = _run(
+        _steps_forward,
+        *_potentials(chain, grid, matrices),
+        shifts,
+        like.new_empty(0) if matrices is None else _sums_of_tiles(matrices.chances),
+        torch.where(passed[:, None], chances, first),
+        torch.where(passed, mass, mass.log() + top.squeeze(-1)),
+        torch.where(passed, 0.0, -torch.inf).to(like.dtype),
+        num_steps=T,
+        keep=keep,
+        filtered=filtered,
+    )
     mass = parts.double().sum(-1)
     log_mass = parts.double().logsumexp(-1)
     tops = torch.zeros_like(mass)  # what predictions lack
@@ -190,35 +172,152 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
         log_mass = torch.where(passed[:, None], mass.log() + shifts + tops + cut_off, log_mass)
     log_mass = torch.where(valid, log_mass, 0.0)
     if filtered:
+        log_probs[:, 0] = torch.where(valid[:, 0, None], first, -torch.inf)
         log_probs -= finite_or_zero(log_mass - tops).to(like.dtype)[..., None]
     return Messages(grid, matrices, passed, shifts, log_mass.sum(-1), messages), log_probs, log_mass.to(like.dtype)
 
 
 def _backward(chain: Chain, messages: Messages, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of scaled sequences a b, e b (B, T, K), sums of the former (B, T, tiles); else log beta, o + log beta, maxima."""
-    grid, matrices = messages.grid, messages.matrices
-    tiles, T = -(-grid.num_states // TILE), grid.num_steps
-    totals, onward = torch.zeros_like(messages.values), torch.zeros_like(messages.values)
+    potentials = _potentials(chain, messages.grid._replace(lengths=lengths), messages.matrices)
+    return _run(_steps_backward, *potentials, messages.shifts, messages.values)
+
+
+class Potentials(NamedTuple):
+    """Tensors that every step reads.
+
+    Attributes:
+        lengths, starts, transition, transition_index, observation, observation_index: those of `Grid`.
+        chances, passed: those of `Matrices`.
+        by_matrix, by_log: blocks of sequences, of scaled ones and of the others.
+    """
+
+    lengths: Tensor
+    starts: Tensor
+    transition: Tensor
+    transition_index: Tensor
+    observation: Tensor
+    observation_index: Tensor
+    chances: Tensor
+    passed: Tensor
+    by_matrix: Tensor
+    by_log: Tensor
+
+
+class Settings(NamedTuple):
+    """Numbers that every step knows.
+
+    Attributes:
+        num_states: K.
+        shared: whether transitions do not change.
+        transition_step, observation_step: from one step to the next in memory.
+        by_matrix, by_log: number of blocks, blocks of a group, sequences of a block.
+    """
+
+    num_states: int
+    shared: bool
+    transition_step: int
+    observation_step: int
+    by_matrix: tuple[int, int, int]
+    by_log: tuple[int, int, int]
+
+    @property
+    def tiles(self) -> int:
+        """Programs that share the states."""
+        return -(-self.num_states // TILE)
+
+
+def _potentials(chain: Chain, grid: Grid, matrices: Matrices | None) -> tuple[Potentials, Settings]:
+    scaled, logs = _scaled_blocks(chain, matrices), _log_blocks(chain, matrices)
+    some, passed = (grid.lengths[:0], grid.lengths) if matrices is None else (matrices.chances, matrices.passed)
+    transition, observation = grid.transition, grid.observation
+    return (
+        Potentials(
+            *(grid.lengths, grid.starts, *transition[:2], *observation[:2], some, passed, scaled.order, logs.order)
+        ),
+        Settings(
+            grid.num_states,
+            matrices is not None,
+            transition.step,
+            observation.step,
+            (scaled.count, scaled.each, scaled.rows),
+            (logs.count, logs.each, logs.rows),
+        ),
+    )
+
+
+def _run(loop: cuda_graphs.Loop, read: Potentials, settings: Settings, *tensors: Tensor, **more: Any):
+    launches = (2 if settings.shared else 1) * tensors[0].shape[1]
+    return cuda_graphs.run(loop, *read, *tensors, launches=launches, settings=settings, **more)
+
+
+def _steps_forward(
+    *tensors: Tensor, settings: Settings, num_steps: int, keep: bool, filtered: bool
+) -> tuple[Tensor, ...]:
+    """Messages, their parts, masses and the logarithms of what was predicted plus o_t of all steps after the first."""
+    read, (shifts, row_sums, first, mass, no_mass) = Potentials(*tensors[:-5]), tensors[-5:]
+    K, tiles, slots = settings.num_states, settings.tiles, num_steps if keep else min(num_steps, 2)
+    B = len(first)
+    messages, parts = first.new_empty(B, slots, K), first.new_zeros(B, num_steps, tiles)
+    messages[:, 0] = first
+    parts[:, 0] = no_mass.unsqueeze(-1)
+    parts[:, 0, 0] = mass
+    masses = first.new_zeros(B, num_steps, tiles, 2, dtype=torch.float64)
+    log_probs = first.new_full((B, num_steps if filtered else 0, K), -torch.inf)
+    for t in range(1, num_steps):
+        if settings.shared:
+            count, each, rows = settings.by_matrix
+            launch(
+                forward_scaled,
+                (count, tiles),
+                *(read.by_matrix, each, read.lengths, read.starts, K, t, slots, read.chances, read.passed),
+                *(read.observation, read.observation_index, settings.observation_step, shifts),
+                *(row_sums, masses, messages, parts, log_probs, tiles),
+                **_scaled_options(rows, tiles),
+                FILTER=filtered,
+            )
+        count, each, rows = settings.by_log
+        launch(
+            forward_log,
+            (count, tiles),
+            *(read.by_log, each, read.lengths, read.starts, K, t, slots),
+            *(read.transition, read.transition_index, settings.transition_step, read.passed),
+            *(read.observation, read.observation_index, settings.observation_step),
+            *(messages, parts, log_probs, tiles),
+            **_log_options(rows, tiles),
+            SHARED=settings.shared,
+            FILTER=filtered,
+        )
+    return messages, parts, masses, log_probs
+
+
+def _steps_backward(*tensors: Tensor, settings: Settings) -> tuple[Tensor, ...]:
+    """See `_backward`."""
+    read, (shifts, messages) = Potentials(*tensors[:-2]), tensors[-2:]
+    K, tiles = settings.num_states, settings.tiles
+    totals, onward = torch.zeros_like(messages), torch.zeros_like(messages)
     parts = totals.new_zeros(*totals.shape[:2], tiles)
-    by_matrix = _scaled_blocks(chain, matrices)
-    by_log, shared = _log_blocks(chain, matrices), matrices is not None
-    common = (lengths, grid.starts, grid.num_states)
-    for t in reversed(range(T)):
-        if matrices is not None:
+    for t in reversed(range(messages.shape[1])):
+        if settings.shared:
+            count, each, rows = settings.by_matrix
             launch(
                 backward_scaled,
-                (by_matrix.count, tiles),
-                *(by_matrix.order, by_matrix.each, *common, t, matrices.chances, matrices.passed),
-                *(*grid.observation, messages.shifts, messages.values, onward, totals, parts, tiles),
-                **_scaled_options(by_matrix, tiles),
+                (count, tiles),
+                *(read.by_matrix, each, read.lengths, read.starts, K, t, read.chances, read.passed),
+                *(read.observation, read.observation_index, settings.observation_step),
+                *(shifts, messages, onward, totals, parts, tiles),
+                **_scaled_options(rows, tiles),
             )
+        count, each, rows = settings.by_log
         launch(
             backward_log,
-            (by_log.count, tiles),
-            *(by_log.order, by_log.each, *common, t, *grid.transition),
-            *(lengths if matrices is None else matrices.passed, *grid.observation, onward, totals, parts, tiles),
-            **_log_options(by_log, tiles),
-            SHARED=shared,
+            (count, tiles),
+            *(read.by_log, each, read.lengths, read.starts, K, t),
+            *(read.transition, read.transition_index, settings.transition_step, read.passed),
+            *(read.observation, read.observation_index, settings.observation_step),
+            *(onward, totals, parts, tiles),
+            **_log_options(rows, tiles),
+            SHARED=settings.shared,
         )
     return totals, onward, parts
 
@@ -245,22 +344,22 @@ def _log_blocks(chain: Chain, matrices: Matrices | None) -> Blocks:
     return blocks(shape, chain.batch_shape, rows, chain.observation.device)
 
 
-def _scaled_options(parts: Blocks, tiles: int) -> dict:
+def _scaled_options(rows: int, tiles: int) -> dict:
     return {
-        "N": parts.rows,
+        "N": rows,
         "TILE": TILE,
-        "TERMS": 32 if parts.rows > 32 else 64,
+        "TERMS": 32 if rows > 32 else 64,
         "TILES": max(2, power_of_two(tiles)),
         "PRECISION": PRECISION,
-        "num_warps": 8 if parts.rows > 16 else 4,
+        "num_warps": 8 if rows > 16 else 4,
     }
 
 
-def _log_options(parts: Blocks, tiles: int) -> dict:
+def _log_options(rows: int, tiles: int) -> dict:
     return {
-        "N": parts.rows,
+        "N": rows,
         "TILE": TILE,
-        "TERMS": 64 // parts.rows,
+        "TERMS": 64 // rows,
         "TILES": max(2, power_of_two(tiles)),
         "num_warps": 4,
     }
