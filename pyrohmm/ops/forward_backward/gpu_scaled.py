@@ -119,6 +119,9 @@ def forward(
         inverse = tl.where(inside, inverse_of(mass), inverse)
         added = exact_log(mass, inverse) + shift.to(tl.float64) + top_of_matrix.to(tl.float64) + cut_off.to(tl.float64)
         total += tl.where(inside, added, 0.0)
+    # Loaded again, which volatile makes sure of: not kept in registers all the way.
+    rows = tl.load(order + block * N + tl.arange(0, N), volatile=True)
+    present = rows >= 0
     tl.store(log_z + rows, total, present)
     if ONWARD:
         product = tl.dot(joint, matrix, input_precision=PRECISION)

@@ -261,7 +261,8 @@ def _scaled_form(rows: Rows) -> tuple[Blocks, dict]:
     single = side == 16 and rows.grid.observation.values.dtype == torch.float32
     warps = 1 if single else side // 8
     options = {"N": 16, "S": side, "PRECISION": PRECISION, "STAGES": 3, "num_warps": warps}
-    return rows.blocks(16), options
+    # As for log-probabilities.
+    return rows.blocks(16), options | ({"maxnreg": 255} if single else {})
 
 
 def log_form(rows: Rows) -> tuple[Blocks, dict]:
