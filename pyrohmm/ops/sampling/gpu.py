@@ -63,4 +63,6 @@ def _walk(
         MAPS=maps,
         # A thread has eight numbers at most.
         num_warps=max(1, min(16, side // 256)),
+        # Left to choose, ptxas spills a few numbers of two states.
+        **({} if firsts is None else {"maxnreg": 128}),
     )

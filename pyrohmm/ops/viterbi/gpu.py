@@ -159,7 +159,8 @@ def _walk(
         TOTAL=totals > 0,
         ONWARD=goes_on is not None,
         STAGES=STAGES,
-        num_warps=warps,
+        # The matrix after the last step is not loaded ahead, by way of shared memory: registers have to hold all of it.
+        num_warps=max(warps, side // 16) if rows.each and goes_on is not None else warps,
     )
     return out
 
