@@ -11,8 +11,8 @@ from torch import Tensor
 
 # What all graphs together may hold of a device's memory: each has its own copy of what it reads and writes.
 SHARE = 1 / 16
-# Copying so many bytes takes as long as a launch does.
-BYTES = 2**24
+# Copying so many bytes takes as long as a launch does, and copying as such some launches.
+BYTES, FEWEST = 2**24, 32
 # The most loops that are remembered, recorded or not.
 LOOPS = 256
 
@@ -56,7 +56,7 @@ def run(loop: Loop, *tensors: Tensor, launches: int, **settings: Any) -> tuple[T
         settings: hashable.
     """
     device = tensors[0].device
-    if not can_record(device):
+    if launches < FEWEST or not can_record(device):
         return loop(*tensors, **settings)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     places = tuple((x.shape, x.stride(), x.dtype) for x in tensors)

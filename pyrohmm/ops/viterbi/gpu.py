@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrohmm.ops import spans
+from pyrohmm.ops import cuda_graphs, spans
 from pyrohmm.ops.chain import Chain
 from pyrohmm.ops.grid import Blocks, Grid, blocks, launch, power_of_two
 from pyrohmm.ops.places import unexpanded
@@ -168,21 +168,58 @@ def _walk(
 def _sweep(rows: Rows, chain: Chain) -> Tensor:
     """Scores (B, T, K), of more states than a program holds in registers."""
     grid, observation = rows.grid, chain.observation.detach()
-    T, K = grid.num_steps, grid.num_states
-    scores = observation.new_empty(len(grid.lengths), T, K)
-    if T > 0:
-        begin = chain.initial.detach() + observation[..., 0, :]
-        scores.view(*chain.batch_shape, T, K)[..., 0, :].copy_(begin)
+    B, T, K = len(grid.lengths), grid.num_steps, grid.num_states
+    if T == 0:
+        return observation.new_empty(B, 0, K)
+    begin = (chain.initial.detach() + observation[..., 0, :]).expand(*chain.batch_shape, K).reshape(B, K)
     to = min(TO, power_of_two(K))
     # Each thread has two of the states that are gone to.
-    tiles, warps = -(-K // to), to // 64
+    tiles, warps = -(-K // to), max(1, to // 64)
     parts = _blocks(rows, tiles * warps, 1, SWEEP)
-    potentials = (grid.lengths, grid.starts, K, *grid.transition, *grid.observation, scores)
-    options = {"N": parts.rows, "FROM": FROM, "TO": to, "STAGES": STAGES, "num_warps": warps}
-    steps = ((1, T),) if tiles == 1 else ((t, t + 1) for t in range(1, T))
-    for first, last in steps:
-        launch(gpu_kernels.sweep, (tiles * parts.count,), first, last, parts.order, *potentials, **options)
+    (scores,) = cuda_graphs.run(
+        _steps,
+        *(parts.order, grid.lengths, grid.starts, *grid.transition[:2], *grid.observation[:2], begin),
+        launches=1 if tiles == 1 else T - 1,
+        num_steps=T,
+        distances=(grid.transition.step, grid.observation.step),
+        programs=tiles * parts.count,
+        one_launch=tiles == 1,
+        options=(("N", parts.rows), ("FROM", FROM), ("TO", to), ("STAGES", STAGES), ("num_warps", warps)),
+    )
     return scores
+
+
+def _steps(
+    order: Tensor,
+    lengths: Tensor,
+    starts: Tensor,
+    transition: Tensor,
+    transition_index: Tensor,
+    observation: Tensor,
+    observation_index: Tensor,
+    begin: Tensor,
+    *,
+    num_steps: int,
+    distances: tuple[int, int],
+    programs: int,
+    one_launch: bool,
+    options: tuple[tuple[str, int], ...],
+) -> tuple[Tensor, ...]:
+    """Scores of all steps, of which those of the first (B, K) are given."""
+    B, K = begin.shape
+    scores = begin.new_empty(B, num_steps, K)
+    scores[:, 0] = begin
+    steps = ((1, num_steps),) if one_launch else ((t, t + 1) for t in range(1, num_steps))
+    for first, last in steps:
+        launch(
+            gpu_kernels.sweep,
+            (programs,),
+            *(first, last, order, lengths, starts, K),
+            *(transition, transition_index, distances[0], observation, observation_index, distances[1]),
+            scores,
+            **dict(options),
+        )
+    return (scores,)
 
 
 def _trace(

@@ -164,6 +164,16 @@ def test_what_tensor_cores_cut_off_does_not_add_up_over_time(num_states, num_ste
         assert_within_budget(ours, reference, exact)
 
 
+def test_shapes_that_come_again(request):
+    # On a GPU the third time, and those after it, replay what the second one recorded.
+    num_steps = 3 if request.config.getoption("--device") == "cpu" else 40
+    for seed in range(4):
+        chain = random_chain(70, num_steps, (3,), lengths="ragged", poison=True, seed=seed)
+        ours, exact = (derivatives(partial(ops.log_partition, impl=impl), chain, 1) for impl in ("gpu", "reference"))
+        for what in exact:
+            torch.testing.assert_close(ours[what], exact[what], rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("num_states", [5, 70])
 def test_the_same_bits_every_time(num_states):
     chain = random_chain(num_states, 6, (20,), lengths="ragged").to(torch.float32)

@@ -162,3 +162,10 @@ def test_ties_across_spans_go_to_the_references_path(num_states, num_steps, tran
 def test_a_long_sequence_is_cut_of_its_own_accord(transitions, dtype):
     chain = random_chain(2, 2111, transitions=transitions, scale=3.0, lengths=torch.tensor(2100), poison=True)
     assert_is_the_references(chain.to(dtype))
+
+
+def test_shapes_that_come_again(request):
+    # On a GPU the third time, and those after it, replay what the second one recorded.
+    num_steps = 3 if request.config.getoption("--device") == "cpu" else 40
+    for seed in range(4):
+        assert_is_the_references(random_chain(300, num_steps, (3,), lengths="ragged", poison=True, seed=seed))
