@@ -82,9 +82,9 @@ def can_record(device: torch.device) -> bool:
 
 
 def capture(loop: Callable[[], tuple[Tensor, ...]], device: torch.device) -> tuple[Callable, tuple[Tensor, ...]]:
-    """What starts a loop's graph, and what that writes; the loop is not run."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    """What starts a loop's graph, and what that writes; the loop is not run, but what is under way is waited for."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         outputs = loop()
     return graph.replay, outputs
 
