@@ -276,7 +276,7 @@ def usage(log: str, shared: int, most_shared: int) -> Usage:
 
 
 def chains(num_states: int, dtype: torch.dtype) -> Iterator[Chain]:
-    """Many sequences with one matrix, one long sequence, and many sequences with a matrix for each step."""
+    """Many sequences with one matrix, one long sequence, and the same with a matrix for each step."""
     K = num_states
     initial, matrix = torch.zeros(K, dtype=dtype), torch.zeros(K, K, dtype=dtype)
     batch = min(4096, 2**20 // K)
@@ -285,8 +285,9 @@ def chains(num_states: int, dtype: torch.dtype) -> Iterator[Chain]:
     yield fit_chain(initial, matrix, torch.zeros(1, min(100_000, max(3, 2 * _NUMBERS // K**2)), K, dtype=dtype))
     steps = min(100, max(3, _NUMBERS // (batch * K**2)))
     batch = min(batch, max(2, _NUMBERS // (steps * K**2)))
-    per_step = torch.zeros(batch, steps - 1, K, K, dtype=dtype)
-    yield fit_chain(initial, per_step, torch.zeros(batch, steps, K, dtype=dtype))
+    for sequences, length in ((batch, steps), (1, min(5000, max(3, _NUMBERS // K**2)))):
+        per_step = torch.zeros(sequences, length - 1, K, K, dtype=dtype)
+        yield fit_chain(initial, per_step, torch.zeros(sequences, length, K, dtype=dtype))
 
 
 def _forward_backward(gpu, chain: Chain) -> None:

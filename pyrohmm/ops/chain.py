@@ -12,6 +12,8 @@ from torch.distributions import Distribution
 
 # A process forked off this one must not use its OpenMP threads: they are gone.
 PROCESS = os.getpid()
+# The first version of Triton that multiplies matrices of float64.
+TRITON = (3, 5)
 
 _NAMES = ("initial_logits", "transition_logits", "observation_logits")
 
@@ -285,6 +287,8 @@ def _obstacle_to_gpu(observation: Tensor) -> str:
     # Triton's own switch: it then runs kernels on the CPU, slowly, for tests.
     if not observation.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {observation.device}"
+    if _version_of_triton() < TRITON:
+        return f"triton is older than {'.'.join(map(str, TRITON))}"
     return _obstacle_to_compiled(observation)
 
 
@@ -301,6 +305,14 @@ def _obstacle_to_compiled(observation: Tensor) -> str:
 def is_installed(package: str) -> bool:
     """Whether a package can be imported."""
     return find_spec(package) is not None
+
+
+@cache
+def _version_of_triton() -> tuple[int, ...]:
+    # Not from the metadata, where it goes by several names. Loaded here because loading it takes a while.
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 def logsumexp(logits: Tensor, dim: int) -> Tensor:

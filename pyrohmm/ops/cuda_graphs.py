@@ -11,8 +11,8 @@ from torch import Tensor
 
 # What all graphs together may hold of a device's memory: each has its own copy of what it reads and writes.
 SHARE = 1 / 16
-# Copying so many bytes takes as long as a launch does.
-BYTES = 2**24
+# Copying so many bytes takes as long as a launch does, and copying as such some launches.
+BYTES, FEWEST = 2**24, 32
 # The most loops that are remembered, recorded or not.
 LOOPS = 256
 
@@ -56,7 +56,7 @@ def run(loop: Loop, *tensors: Tensor, launches: int, **settings: Any) -> tuple[T
         settings: hashable.
     """
     device = tensors[0].device
-    if not can_record(device):
+    if launches < FEWEST or not can_record(device):
         return loop(*tensors, **settings)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     places = tuple((x.shape, x.stride(), x.dtype) for x in tensors)
@@ -82,9 +82,9 @@ def can_record(device: torch.device) -> bool:
 
 
 def capture(loop: Callable[[], tuple[Tensor, ...]], device: torch.device) -> tuple[Callable, tuple[Tensor, ...]]:
-    """What starts a loop's graph, and what that writes; the loop is not run."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    """What starts a loop's graph, and what that writes; the loop is not run, but what is under way is waited for."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         outputs = loop()
     return graph.replay, outputs
 

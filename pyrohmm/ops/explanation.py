@@ -35,8 +35,9 @@ def explain(
     """Say which implementation and form `log_partition`, `filter`, `smooth`, `entropy` and `sample` use for a chain.
 
     `viterbi` and `k_best` use the same implementation, in one form only; for `k_best` there is none on a GPU, where it
-    is the reference's. See
-    `pyrohmm.ops.certificate.smallest_log_ratio` for the bound that decides on the form.
+    is the reference's. There, `viterbi` and `sample` cut long sequences into spans by the same rule, up to 64 states,
+    `sample` with the number of paths for that of sequences. See `pyrohmm.ops.certificate.smallest_log_ratio` for the
+    bound that decides on the form.
 
     Args:
         initial_logits: (..., K).

@@ -5,6 +5,7 @@ import torch
 
 from pyrohmm import ops
 from pyrohmm.ops import cuda_graphs
+from pyrohmm.ops.viterbi import gpu
 from pyrohmm.testing import random_chain
 
 
@@ -26,6 +27,7 @@ def recorded(monkeypatch) -> list:
     monkeypatch.setattr(cuda_graphs, "can_record", lambda device: True)
     monkeypatch.setattr(cuda_graphs, "capture", capture)
     monkeypatch.setattr(cuda_graphs, "memory_of", lambda device: 1024 / cuda_graphs.SHARE)
+    monkeypatch.setattr(cuda_graphs, "FEWEST", 2)
     monkeypatch.setattr(cuda_graphs, "_known", type(cuda_graphs._known)())
     return recorded
 
@@ -92,6 +94,13 @@ def test_what_is_too_large_is_never_recorded(recorded, monkeypatch):
     assert not recorded
 
 
+def test_a_few_launches_are_not_recorded(recorded, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "FEWEST", 3)
+    for _ in range(4):
+        call(torch.zeros(3), torch.zeros(3))
+    assert not recorded
+
+
 def test_only_so_many_loops_are_remembered(recorded, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "LOOPS", 3)
     for n in range(1, 10):
@@ -131,3 +140,15 @@ def test_operations_over_many_states(transitions, recorded, monkeypatch):
             results.append((log_z, *torch.autograd.grad(log_z.sum(), leaves)))
         torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
     assert len(recorded) == 2  # forward and backward
+
+
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+def test_viterbi_over_many_states(transitions, recorded, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "memory_of", lambda device: 2**30)
+    monkeypatch.setattr(gpu, "TO", 64)
+    for seed in range(3):
+        chain = random_chain(70, 5, (2,), transitions=transitions, lengths="ragged", poison=True, seed=seed)
+        ours, exact = (ops.viterbi(*chain.logits, lengths=chain.lengths, impl=impl) for impl in ("gpu", "reference"))
+        assert torch.equal(ours.states, exact.states)
+        torch.testing.assert_close(ours.log_prob, exact.log_prob)
+    assert len(recorded) == 1

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyrohmm import ops
+from pyrohmm.ops import chain
 from pyrohmm.testing import random_chain
 from tests.ops.cases import OPS
 
@@ -51,6 +52,12 @@ def test_an_explicit_request_never_falls_back(name, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(NotImplementedError, match="gpu"):
         OPS[name](*CHAIN.logits, impl="gpu")
+
+
+def test_a_triton_that_is_too_old_is_not_taken(monkeypatch):
+    monkeypatch.setattr(chain, "_version_of_triton", lambda: (3, 4))
+    with pytest.raises(NotImplementedError, match="triton is older than 3.5"):
+        ops.log_partition(*CHAIN.logits, impl="gpu")
 
 
 @pytest.mark.parametrize("name", OPS)

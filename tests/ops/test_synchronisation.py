@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from pyrohmm import ops
 from pyrohmm.ops import chain as chain_module
-from pyrohmm.ops.forward_backward import api, gpu, gpu_counts, gpu_wide
+from pyrohmm.ops import spans
+from pyrohmm.ops.forward_backward import api, gpu_counts, gpu_walk, gpu_wide
 from pyrohmm.ops.grid import launch
 from pyrohmm.ops.sampling import gpu as sampling_gpu
 from pyrohmm.ops.viterbi import gpu as viterbi_gpu
@@ -42,14 +43,15 @@ def test_a_watch_sees_what_would_wait():
     assert watch.waited == ["_local_scalar_dense", "index", "_local_scalar_dense"]
 
 
-@pytest.mark.parametrize("num_states", [3, 70])
+@pytest.mark.parametrize(("num_states", "steps"), [(3, None), (3, 2), (70, None)])
 @pytest.mark.parametrize("transitions", ["shared", "constant", "each"])
-def test_nothing_waits(num_states, transitions, monkeypatch):
+def test_nothing_waits(num_states, steps, transitions, monkeypatch):
+    monkeypatch.setattr(spans, "steps_of_span", lambda num_steps, *_: steps if num_steps > 2 else None)
     monkeypatch.setattr(Distribution, "_validate_args", False)
     # Lengths on the CPU, and only there, are looked at in any case.
     monkeypatch.setattr(chain_module, "check_lengths", unwatched(chain_module.check_lengths))
     monkeypatch.setattr(api, "clear_padding", unwatched(api.clear_padding))
-    for module in (gpu, gpu_counts, gpu_wide, viterbi_gpu, sampling_gpu):
+    for module in (gpu_walk, gpu_counts, gpu_wide, viterbi_gpu, sampling_gpu):
         monkeypatch.setattr(module, "launch", unwatched(launch))
     chain = random_chain(num_states, 3, (2,), transitions=transitions, lengths="ragged").requires_grad()
     arguments = {"lengths": chain.lengths, "impl": "gpu"}

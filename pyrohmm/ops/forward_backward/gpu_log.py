@@ -35,13 +35,12 @@ def softmax(logits):
     return chances / tl.where(mass == 0.0, 1.0, mass)[:, None]
 
 
-@triton.jit(do_not_specialize=["each", "num_steps"])
+@triton.jit(do_not_specialize=["each"])
 def forward(
     order,
     each,
     lengths,
     starts,
-    num_steps,
     K,
     initial,
     initial_index,
@@ -115,7 +114,7 @@ def forward(
     tl.store(log_z + rows, total, present)
     if ONWARD:
         # Where a row ends, there may be no next matrix.
-        some = present & (length == num_steps) & (tl.load(goes_on + rows, present, other=0) != 0)
+        some = present & (tl.load(goes_on + rows, present, other=0) != 0)
         matrix = tl.load(
             matrices + (length - 1)[:, None, None] * transition_step, some[:, None, None] & square, other=-float("inf")
         )

@@ -119,10 +119,14 @@ def forward(
         inverse = tl.where(inside, inverse_of(mass), inverse)
         added = exact_log(mass, inverse) + shift.to(tl.float64) + top_of_matrix.to(tl.float64) + cut_off.to(tl.float64)
         total += tl.where(inside, added, 0.0)
+    # Loaded again, which volatile makes sure of: not kept in registers all the way.
+    rows = tl.load(order + block * N + tl.arange(0, N), volatile=True)
+    present = rows >= 0
     tl.store(log_z + rows, total, present)
     if ONWARD:
-        predicted = tl.dot(joint, matrix, input_precision=PRECISION) * inverse[:, None]
-        following = log_of(predicted) + top_of_matrix
+        product = tl.dot(joint, matrix, input_precision=PRECISION)
+        cut_off = log_of_cut_off(joint, row_high, row_low, product)
+        following = log_of(product * inverse[:, None]) + top_of_matrix + cut_off[:, None]
         tl.store(onward + rows[:, None] * K + state[None, :], following, present[:, None] & real[None, :])
 
 

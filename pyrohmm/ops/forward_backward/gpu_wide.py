@@ -180,7 +180,8 @@ def _forward(chain: Chain, *, keep: bool = False, filtered: bool = False) -> tup
 def _backward(chain: Chain, messages: Messages, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of scaled sequences a b, e b (B, T, K), sums of the former (B, T, tiles); else log beta, o + log beta, maxima."""
     potentials = _potentials(chain, messages.grid._replace(lengths=lengths), messages.matrices)
-    return _run(_steps_backward, *potentials, messages.shifts, messages.values)
+    totals, onward, parts = _run(_steps_backward, *potentials, messages.shifts, messages.values)
+    return totals, onward, parts
 
 
 class Potentials(NamedTuple):
@@ -246,7 +247,9 @@ def _potentials(chain: Chain, grid: Grid, matrices: Matrices | None) -> tuple[Po
     )
 
 
-def _run(loop: cuda_graphs.Loop, read: Potentials, settings: Settings, *tensors: Tensor, **more: Any):
+def _run(
+    loop: cuda_graphs.Loop, read: Potentials, settings: Settings, *tensors: Tensor, **more: Any
+) -> tuple[Tensor, ...]:
     launches = (2 if settings.shared else 1) * tensors[0].shape[1]
     return cuda_graphs.run(loop, *read, *tensors, launches=launches, settings=settings, **more)
 

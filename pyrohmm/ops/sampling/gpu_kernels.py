@@ -18,11 +18,13 @@ def invert(logits, uniform, S: tl.constexpr):
     return tl.minimum(tl.min(tl.where(some & passed, state, S), 1), last)
 
 
-@triton.jit(do_not_specialize=["num_paths", "num_sequences", "num_steps"])
+@triton.jit(do_not_specialize=["num_rows", "num_sequences", "num_steps", "steps", "count"])
 def sample(
-    num_paths,
+    num_rows,
     num_sequences,
     num_steps,
+    steps,
+    count,
     lengths,
     starts,
     K,
@@ -31,24 +33,53 @@ def sample(
     transition_step,
     log_probs,
     uniforms,
+    firsts,
     states,
     N: tl.constexpr,
     S: tl.constexpr,
+    CUT: tl.constexpr,
+    MAPS: tl.constexpr,
 ):
-    """Paths into `states` (n, T), which holds -1; they belong to the sequences in turns."""
-    paths = tl.program_id(0) * N + tl.arange(0, N)
-    present = paths < num_paths
-    rows = paths % num_sequences
-    length = tl.load(lengths + rows, present, other=0)
+    """Paths into `states` (n, T), which holds -1; they belong to the sequences in turns.
+
+    With CUT, rows are the `count` spans of each path, of so many `steps`, and `firsts` (n, count) has the state at the
+    first step of each, K where the path ends on the way back. With MAPS, rows are spans for each state that may follow,
+    and these states are filled in, in `firsts` (n, count, K + 1).
+    """
+    rows = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
+    present = rows < num_rows
+    paths = rows
+    if MAPS:
+        paths = rows // K
+    spans = paths
+    if CUT:
+        paths = spans // count
+    sequences = paths % num_sequences
+    length = tl.load(lengths + sequences, present, other=0)
+    path = paths * num_steps
+    begin = tl.load(starts + sequences, present, other=0)
+    columns = tl.load(transition_index + sequences, present, other=0)
+    following = tl.zeros((N,), dtype=tl.int32)
+    goes_on = length < 0
+    if CUT:
+        first = spans % count * steps
+        goes_on = length > first + steps
+        length = tl.minimum(tl.maximum(length - first, 0), steps)
+        path += first
+        begin += first
+        columns += first * transition_step
+        if MAPS:
+            following = (rows % K).to(tl.int32)
+        else:
+            following = tl.load(firsts + spans + 1, goes_on, other=0).to(tl.int32)
+            length = tl.where(tl.load(firsts + paths * count, present, other=0) == K, 0, length)
     longest = tl.max(length, 0)
     state = tl.arange(0, S)
     real = state < K
-    path = paths.to(tl.int64) * num_steps
-    columns = transition + tl.load(transition_index + rows, present, other=0)[:, None] + state[None, :] * K
-    filtered = log_probs + tl.load(starts + rows, present, other=0)[:, None] * K + state[None, :]
+    columns = transition + columns[:, None] + state[None, :] * K
+    filtered = log_probs + begin[:, None] * K + state[None, :]
 
-    alive = length > 0
-    following = tl.zeros((N,), dtype=tl.int32)
+    alive = present
     ahead = tl.load(
         filtered + (longest - 1) * K, ((length > 0) & (length == longest))[:, None] & real[None, :], other=0.0
     )
@@ -59,13 +90,17 @@ def sample(
         # What is known of the step before does not wait for the state.
         ahead = tl.load(filtered + (t - 1) * K, ((t > 0) & (t - 1 < length))[:, None] & real[None, :], other=0.0)
         uniform = tl.load(uniforms + path + t, inside, other=0.0)
-        inner = inside & (t + 1 < length)
+        inner = inside & (goes_on | (t + 1 < length))
         column = tl.load(columns + t * transition_step + following[:, None], inner[:, None] & real[None, :], other=0.0)
         found = invert(logits + column, uniform, S)
         alive = alive & ((found >= 0) | (t >= length))
         following = tl.where(inside & alive, found, following)
-        tl.store(states + path + t, following, inside & alive)
-    # The forward pass died on the way: what was drawn so far is no part of any path.
-    dead = present & (length > 0) & ~alive
-    for t in range(0, tl.max(tl.where(dead, length, 0), 0)):
-        tl.store(states + path + t, -1, dead)
+        if not MAPS:
+            tl.store(states + path + t, following, inside & alive)
+    if MAPS:
+        tl.store(firsts + rows + spans, tl.where(alive, following, K), present)
+    elif not CUT:
+        # The forward pass died on the way: what was drawn so far is no part of any path.
+        dead = present & (length > 0) & ~alive
+        for t in range(0, tl.max(tl.where(dead, length, 0), 0)):
+            tl.store(states + path + t, -1, dead)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from pyrohmm import ops
+from pyrohmm.ops import spans
 from pyrohmm.ops.forward_backward import gpu
 from pyrohmm.testing import Chain, assert_within_budget, random_chain
 from pyrohmm.testing.strategies import chains
@@ -23,7 +24,7 @@ def form(request, monkeypatch) -> str:
     if request.param == "wide":
         monkeypatch.setattr(gpu, "WALK", dict.fromkeys(gpu.WALK, 0))
     else:
-        monkeypatch.setattr(gpu, "_span", lambda rows: 2 if rows.grid.num_steps >= 4 else None)
+        monkeypatch.setattr(spans, "steps_of_span", lambda num_steps, *_: 2 if num_steps >= 4 else None)
     return request.param
 
 
@@ -82,6 +83,14 @@ def test_no_sequences(shape, num_states):
     torch.autograd.grad(sum(grad.sum() for grad in grads), leaves)
 
 
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+@pytest.mark.parametrize("form", ["spans"], indirect=True)
+def test_no_sequences_in_spans(form, transitions):
+    chain = random_chain(2, 5, (0,), transitions=transitions)
+    assert_agrees_with_the_reference(chain)
+    derivatives(partial(ops.log_partition, impl="gpu"), chain, 2)
+
+
 @pytest.mark.parametrize("num_states", [3, 20, 70])
 def test_no_transitions_that_were_expanded(num_states):
     transition = torch.zeros(1, 0, num_states, num_states, requires_grad=True)
@@ -112,8 +121,19 @@ def test_numbers_of_states_and_sequences(num_states, sequences, transitions):
 @pytest.mark.parametrize("form", FORMS, indirect=True)
 def test_float32_errs_no_more_than_twice_what_the_reference_does(form, transitions):
     chain = random_chain(20, 9, (3,), transitions=transitions, scale=3.0).to(torch.float32)
-    ours, reference = (ops.smooth(*chain.logits, impl=impl) for impl in ("gpu", "reference"))
-    exact = ops.smooth(*chain.to(torch.float64).logits, impl="reference")
+    assert_errs_no_more_than_twice_what_the_reference_does(ops.smooth, chain)
+
+
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+@pytest.mark.parametrize("form", ["spans"], indirect=True)
+def test_a_filter_in_float32_errs_no_more_than_twice_what_the_reference_does(form, transitions):
+    chain = random_chain(5, 12, (3,), transitions=transitions, scale=3.0).to(torch.float32)
+    assert_errs_no_more_than_twice_what_the_reference_does(ops.filter, chain)
+
+
+def assert_errs_no_more_than_twice_what_the_reference_does(op, chain: Chain) -> None:
+    ours, reference = (op(*chain.logits, impl=impl) for impl in ("gpu", "reference"))
+    exact = op(*chain.to(torch.float64).logits, impl="reference")
     for name in exact._fields:
         assert_within_budget(getattr(ours, name), getattr(reference, name), getattr(exact, name))
 
@@ -144,11 +164,29 @@ def test_what_tensor_cores_cut_off_does_not_add_up_over_time(num_states, num_ste
         assert_within_budget(ours, reference, exact)
 
 
+def test_shapes_that_come_again(request):
+    # On a GPU the third time, and those after it, replay what the second one recorded.
+    num_steps = 3 if request.config.getoption("--device") == "cpu" else 40
+    for seed in range(4):
+        chain = random_chain(70, num_steps, (3,), lengths="ragged", poison=True, seed=seed)
+        ours, exact = (derivatives(partial(ops.log_partition, impl=impl), chain, 1) for impl in ("gpu", "reference"))
+        for what in exact:
+            torch.testing.assert_close(ours[what], exact[what], rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("num_states", [5, 70])
 def test_the_same_bits_every_time(num_states):
     chain = random_chain(num_states, 6, (20,), lengths="ragged").to(torch.float32)
     first, second = (derivatives(partial(ops.log_partition, impl="gpu"), chain, 1) for _ in range(2))
     assert all(torch.equal(first[what], second[what]) for what in first)
+
+
+@pytest.mark.parametrize("form", ["spans"], indirect=True)
+def test_the_same_bits_every_time_in_spans(form):
+    chain = random_chain(3, 9, (5,), lengths="ragged").to(torch.float32)
+    for op in (ops.filter, ops.smooth):
+        first, second = (op(*chain.logits, lengths=chain.lengths, impl="gpu") for _ in range(2))
+        assert all(map(torch.equal, first, second))
 
 
 def test_time_is_cut_for_few_long_sequences_only(monkeypatch):
@@ -161,3 +199,12 @@ def test_time_is_cut_for_few_long_sequences_only(monkeypatch):
     assert "walks through time" in how(2, 1000)
     assert "walks through time" in how(2, 5000, 2000)
     assert "a launch a step" in how(65, 5000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+def test_a_long_sequence_is_cut_of_its_own_accord(transitions):
+    lengths = torch.tensor([2111, 1000])
+    chain = random_chain(3, 2111, (2,), transitions=transitions, lengths=lengths, scale=3.0, poison=True)
+    ours, exact = (ops.filter(*chain.logits, lengths=chain.lengths, impl=which) for which in ("gpu", "reference"))
+    torch.testing.assert_close(ours, exact, rtol=1e-10, atol=1e-10)

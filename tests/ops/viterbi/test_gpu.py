@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyrohmm import ops
+from pyrohmm.ops import spans
 from pyrohmm.ops.chain import fit_chain
 from pyrohmm.ops.viterbi import gpu
 from pyrohmm.testing import Chain, random_chain
@@ -93,6 +94,78 @@ def test_nan_leads_to_no_state_that_is_not_there(num_states, pytestconfig):
     assert (states >= -1).all() and (states < num_states).all()
 
 
+@pytest.fixture
+def cut(monkeypatch) -> None:
+    """Spans of two steps; of spans too, if there are four or more. Few programs, that the interpreter be quick."""
+    monkeypatch.setattr(gpu, "WARPS", 1)
+    monkeypatch.setattr(spans, "steps_of_span", lambda num_steps, *_: 2 if num_steps >= 4 else None)
+
+
 def test_k_best_has_no_kernel():
     with pytest.raises(NotImplementedError, match="impl: 'gpu' .* k_best .* use 'auto' or 'reference'"):
         ops.k_best(*random_chain().logits, k=2, impl="gpu")
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("name", AWKWARD)
+def test_spans_of_awkward_chains(name):
+    assert_is_the_references(AWKWARD[name])
+
+
+SPANS = {
+    f"{transitions} {num_states} {num_steps}": random_chain(
+        num_states, num_steps, batch, transitions=transitions, impossible=0.2, lengths="ragged", poison=True, seed=5
+    )
+    for num_states, num_steps, batch in ((1, 9, (3,)), (2, 12, (5,)), (3, 8, (2, 2)), (5, 6, (3,)), (17, 4, (2,)))
+    for transitions in ("shared", "constant", "each")
+}
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float64) for name in SPANS] + [(f"{name} 3 8", torch.float32) for name in ("shared", "each")],
+)
+def test_the_path_over_spans_is_the_references(name, dtype):
+    assert_is_the_references(SPANS[name].to(dtype))
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+def test_no_sequences_in_spans(transitions):
+    assert_is_the_references(random_chain(2, 5, (0,), transitions=transitions))
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.filterwarnings("ignore:All-NaN")
+def test_nan_in_spans_leads_to_no_state_that_is_not_there(pytestconfig):
+    chain = random_chain(5, 9, (2,))
+    chain.observation_logits[:, 2] = torch.nan
+    states, _ = gpu.viterbi(fit_chain(*(logits.to(pytestconfig.getoption("--device")) for logits in chain.logits)))
+    assert (states == -1).all()
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize(("transitions", "sequences"), [("shared", 32), ("each", 6)])
+@pytest.mark.parametrize(("num_states", "num_steps"), [(2, 11), (3, 8), (4, 5)])
+def test_ties_across_spans_go_to_the_references_path(num_states, num_steps, transitions, sequences):
+    # Few values: most sequences have several best paths, and some have none.
+    batch = (sequences,)
+    chain = random_chain(num_states, num_steps, batch, transitions=transitions, impossible=0.15, lengths="ragged")
+    logits = [torch.where(x.isinf(), x, x.round().clamp(-1, 1)) for x in chain.logits]
+    assert_is_the_references(Chain(*logits, chain.lengths))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transitions", ["shared", "each"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_long_sequence_is_cut_of_its_own_accord(transitions, dtype):
+    chain = random_chain(2, 2111, transitions=transitions, scale=3.0, lengths=torch.tensor(2100), poison=True)
+    assert_is_the_references(chain.to(dtype))
+
+
+def test_shapes_that_come_again(request):
+    # On a GPU the third time, and those after it, replay what the second one recorded.
+    num_steps = 3 if request.config.getoption("--device") == "cpu" else 40
+    for seed in range(4):
+        assert_is_the_references(random_chain(300, num_steps, (3,), lengths="ragged", poison=True, seed=seed))
