@@ -133,7 +133,9 @@ def _together(instruction: Instruction, operation: Callable[[], None]) -> Operat
 def _assign(
     instruction: Instruction, machine: "Machine", kind: str, function: Callable[..., np.ndarray], *sources: np.ndarray
 ) -> Operation:
-    target = machine.registers.register(instruction, instruction.operands[0], kind, widen=True)
+    target = machine.registers.register(
+        instruction, instruction.operands[0], kind, widen=instruction.opcode.startswith(("ld.", "cvt."))
+    )
     if isinstance(function, np.ufunc):
         return lambda mask: function(*sources, out=target, where=mask, casting="unsafe")
     return lambda mask: np.copyto(target, function(*sources), where=mask, casting="unsafe")
