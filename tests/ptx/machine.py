@@ -1,7 +1,7 @@
 """A machine that runs a kernel: the programs of a grid one by one, all threads of a program in step.
 
-Threads that branch apart run one after the other, until they meet again. What a GPU could do in another order is not tried
-out but found: see `tests.ptx.memory`. What is asynchronous happens as late as it may.
+Threads that branch apart run one after the other, until they meet again. What a GPU could do in another order is not
+tried out but found: see `tests.ptx.memory`. What is asynchronous happens as late as it may.
 """
 
 import re
@@ -41,7 +41,14 @@ class Asynchronous:
 
 
 class Block(NamedTuple):
-    """Instructions that threads execute together, and the number of the next block, for those whose guard holds another."""
+    """Instructions that threads execute together.
+
+    Attributes:
+        operations: what they do.
+        collective: whether all threads have to be there.
+        guard, negated: which threads go on at the target, all without a guard; the others do at the next block.
+        target: number of a block.
+    """
 
     operations: list[Operation]
     collective: bool

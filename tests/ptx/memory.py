@@ -126,7 +126,9 @@ class Space:
         written = self._written[units]
         self._check(instruction, units, ~self._settled_writes(units, threads), "read", "writes", self._writing)
         if fenced:
-            self._check(instruction, units, written >= self._order.fenced, "read without a fence", "writes", self._writing)
+            self._check(
+                instruction, units, written >= self._order.fenced, "read without a fence", "writes", self._writing
+            )
         over = units[self._settled_reads(units, threads)]
         self._first[over], self._last[over] = _NOBODY, -1
         np.minimum.at(self._first, units, threads)
@@ -138,8 +140,8 @@ class Space:
         """Write bytes (lanes,) V.
 
         Raises:
-            Fault: out of bounds, not aligned, what another thread wrote or read is not settled, or lanes write different
-                values to one place. It is no fault to write once more what is there.
+            Fault: out of bounds, not aligned, what another thread wrote or read is not settled, or lanes write
+                different values to one place. It is no fault to write once more what is there.
         """
         size = values.itemsize
         places, units = self._places(instruction, addresses, size)

@@ -54,7 +54,7 @@ class Instruction(NamedTuple):
         return self.opcode in ("bra", "bra.uni", "ret")
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818 - what is at fault is the kernel
     """What a GPU could do wrong, or what is not emulated."""
 
     def __init__(self, instruction: Instruction, problem: str):
@@ -98,7 +98,9 @@ def parse(ptx: str) -> Program:
     if head is None:
         raise ValueError("ptx: no kernel with .reqntid")
     name, parameters, num_threads = head.groups()
-    program = Program(name, [words.split()[-1] for words in parameters.split(",") if words.strip()], int(num_threads), [], [0], {})
+    program = Program(
+        name, [words.split()[-1] for words in parameters.split(",") if words.strip()], int(num_threads), [], [0], {}
+    )
     targets = set(re.findall(r"\bbra(?:\.uni)?\s+(\S+?);", ptx))
     line = "?"
     for text in ptx[head.end() :].splitlines():

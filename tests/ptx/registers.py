@@ -8,7 +8,12 @@ from tests.ptx.program import Fault, Instruction
 
 DTYPES = {
     f"{kind}{8 * size}": np.dtype(f"{letter}{size}")
-    for kind, letter, sizes in (("b", "u", (1, 2, 4, 8)), ("u", "u", (1, 2, 4, 8)), ("s", "i", (1, 2, 4, 8)), ("f", "f", (4, 8)))
+    for kind, letter, sizes in (
+        ("b", "u", (1, 2, 4, 8)),
+        ("u", "u", (1, 2, 4, 8)),
+        ("s", "i", (1, 2, 4, 8)),
+        ("f", "f", (4, 8)),
+    )
     for size in sizes
 } | {"pred": np.dtype("?")}
 WIDE = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
@@ -26,7 +31,9 @@ class Registers:
     def __init__(self, num_threads: int, random: np.random.Generator):
         self.num_threads = num_threads
         self.special = {"%tid.x": np.arange(num_threads, dtype="u4")}
-        self.special |= {f"%{name}.{axis}": np.zeros(num_threads, "u4") for name in ("ctaid", "nctaid") for axis in "xyz"}
+        self.special |= {
+            f"%{name}.{axis}": np.zeros(num_threads, "u4") for name in ("ctaid", "nctaid") for axis in "xyz"
+        }
         self._random = random
         self._registers: dict[str, np.ndarray] = {}
 

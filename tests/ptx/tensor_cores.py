@@ -1,8 +1,8 @@
 """Products of small matrices whose entries are spread over the threads of a warp, and how they are loaded.
 
-The layouts are those of the PTX ISA, "Matrix Fragments for mma" and "for wgmma", which are one for all shapes here. Products
-are exact and their sums cut off; of what tensor cores do this is the worst that has been measured, see Fasi, Higham, Mikaitis
-and Pranesh, Numerical behavior of NVIDIA tensor cores, PeerJ Computer Science 7:e330 (2021).
+The layouts are those of the PTX ISA, "Matrix Fragments for mma" and "for wgmma", which are one for all shapes here.
+Products are exact, and sums of float32 are cut off, as has been measured: Fasi, Higham, Mikaitis and Pranesh, Numerical
+behavior of NVIDIA tensor cores, PeerJ Computer Science 7:e330 (2021).
 """
 
 import numpy as np
@@ -39,7 +39,7 @@ def right(registers: np.ndarray) -> np.ndarray:
 
 
 def multiply_add(a: np.ndarray, b: np.ndarray, registers: np.ndarray) -> np.ndarray:
-    """A B + C of matrices A (warps, M, K) and B (warps, K, N), from the registers (count, threads) of C to those of the sum."""
+    """A B + C of matrices A (warps, M, K), B (warps, K, N) and C in registers (count, threads), as is the result."""
     places = _sum(len(registers))
     exact = a.astype("f8") @ b.astype("f8") + _gather(registers, places)
     values = exact[:, *places].transpose(1, 0, 2).reshape(registers.shape)
@@ -55,8 +55,8 @@ def truncated(values: np.ndarray) -> np.ndarray:
 
 
 def rows(addresses: np.ndarray, number: int) -> np.ndarray:
-    """Where the four bytes are that each thread has of matrix `number` of 8 rows of 16 bytes; each has a lane's address."""
-    return addresses.reshape(-1, WARP)[:, 8 * number + _GROUP].reshape(-1) + np.tile(4 * _MEMBER, len(addresses) // WARP)
+    """Where the four bytes of each thread are in matrix `number`, of 8 rows of 16 bytes; a lane has a row's address."""
+    return addresses.reshape(-1, WARP)[:, 8 * number + _GROUP].reshape(-1) + 4 * (np.arange(len(addresses)) % 4)
 
 
 def described(descriptor: int, num_columns: int) -> np.ndarray:

@@ -211,7 +211,9 @@ def test_rows_of_matrices_are_aligned():
         run("shl.b32 %r3, %r1, 3; ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r4}, [%r3];", num_threads=32, shared=512)
 
 
-@pytest.mark.parametrize("what", ["bar.sync 1;", "vote.sync.all.pred %p1, %p1, -1;", "shfl.sync.bfly.b32 %r3, %r1, 1, 31, 1;"])
+@pytest.mark.parametrize(
+    "what", ["bar.sync 1;", "vote.sync.all.pred %p1, %p1, -1;", "shfl.sync.bfly.b32 %r3, %r1, 1, 31, 1;"]
+)
 def test_what_is_not_emulated(what):
     with pytest.raises(Fault, match="kernel.py:7:3: .*not emulated"):
         run("setp.eq.s32 %p1, %r1, 0;" + what)

@@ -25,12 +25,17 @@ def numbers() -> np.ndarray:
 
 @pytest.mark.parametrize("offset", [1, -1, 1000])
 def test_out_of_bounds(offset, numbers):
-    with pytest.raises(Fault, match=r"test, kernel.py:7:3: ld.global.b32 .*: out of bounds: .* in array 0 of 256 bytes"):
+    with pytest.raises(
+        Fault, match=r"test, kernel.py:7:3: ld.global.b32 .*: out of bounds: .* in array 0 of 256 bytes"
+    ):
         run(f"ld.global.b32 %r4, [%rd20 + {4 * offset}];", numbers)
 
 
 def test_out_of_bounds_is_not_what_is_masked(numbers):
-    run("setp.lt.u32 %p1, %r1, 63; @%p1 ld.global.b32 %r4, [%rd20 + 4]; bar.sync 0; @%p1 st.global.b32 [%rd20], %r4;", numbers)
+    run(
+        "setp.lt.u32 %p1, %r1, 63; @%p1 ld.global.b32 %r4, [%rd20 + 4]; bar.sync 0; @%p1 st.global.b32 [%rd20], %r4;",
+        numbers,
+    )
     assert numbers.tolist() == [*range(1, 64), 63]
 
 
@@ -51,7 +56,9 @@ def test_misaligned_vector(numbers):
 
 
 @pytest.mark.parametrize(
-    ("read", "barrier"), [(READ_NEIGHBOUR, ""), (READ_WARP, ""), (READ_WARP, IN_WARP)], ids=["lanes", "warps", "in warp"]
+    ("read", "barrier"),
+    [(READ_NEIGHBOUR, ""), (READ_WARP, ""), (READ_WARP, IN_WARP)],
+    ids=["lanes", "warps", "in warp"],
 )
 def test_read_after_write_without_a_barrier(read, barrier):
     with pytest.raises(Fault, match="race: read while another thread still writes it: test, .*st.shared"):
@@ -90,7 +97,10 @@ def test_write_after_write_without_a_barrier():
 def test_the_same_value_may_be_written_twice():
     same = "and.b32 %r3, %r2, 127; and.b32 %r4, %r1, 31; st.shared.b32 [%r3], %r4;"
     run(same, shared=128)
-    run(f"mov.b32 %r3, 5; st.shared.b32 [%r2], %r3; {BARRIER} xor.b32 %r2, %r2, 128; st.shared.b32 [%r2], %r3;", shared=256)
+    run(
+        f"mov.b32 %r3, 5; st.shared.b32 [%r2], %r3; {BARRIER} xor.b32 %r2, %r2, 128; st.shared.b32 [%r2], %r3;",
+        shared=256,
+    )
 
 
 @pytest.mark.parametrize("store", ["st.shared.b32 [global_smem], %r1;", "st.global.b32 [%rd10], %r1;"])
@@ -104,7 +114,8 @@ def test_single_bytes_side_by_side():
 
 
 def test_race_through_global_memory_within_a_program(numbers):
-    body = f"xor.b32 %r3, %r1, 32; st.global.b32 [%rd20], %r3; mad.wide.u32 %rd1, %r3, 4, %rd10; {{}} ld.global.b32 %r4, [%rd1];"
+    write = "xor.b32 %r3, %r1, 32; st.global.b32 [%rd20], %r3;"
+    body = write + "{} mad.wide.u32 %rd1, %r3, 4, %rd10; ld.global.b32 %r4, [%rd1];"
     with pytest.raises(Fault, match="race: read while another thread still writes it"):
         run(body.format(""), numbers)
     run(body.format(BARRIER), numbers)
@@ -134,7 +145,9 @@ def test_programs_each_with_their_own(numbers):
 
 def test_one_thread_writes_what_all_read(numbers):
     body = "ld.global.b32 %r4, [%rd10]; add.s32 %r4, %r4, 7; setp.eq.s32 %p1, %r1, 0; @%p1 st.global.b32 [%rd10], %r4;"
-    with pytest.warns(Hazard, match="kernel.py:7:3: @%p1 st.global.b32.* while other threads may still read it: test, "):
+    with pytest.warns(
+        Hazard, match="kernel.py:7:3: @%p1 st.global.b32.* while other threads may still read it: test, "
+    ):
         run(body, numbers)
     assert numbers[0] == 7
     with warnings.catch_warnings():

@@ -92,7 +92,9 @@ def test_bit_fields(start, length):
     assert ours.tolist() == [signed(field, length) for field in fields]
 
 
-@pytest.mark.parametrize(("selector", "expected"), [("0x3210", 0x8076F5C4), ("0x4567", 0xD4E3B281), ("0xA20F", 0x0076C4FF)])
+@pytest.mark.parametrize(
+    ("selector", "expected"), [("0x3210", 0x8076F5C4), ("0x4567", 0xD4E3B281), ("0xA20F", 0x0076C4FF)]
+)
 def test_permuted_bytes(selector, expected):
     x, y = np.array([0x8076F5C4], "u4"), np.array([0x81B2E3D4], "u4")
     assert hex(binary(f"prmt.b32 {{to}}, {{x}}, {{y}}, {selector}U", x, y, "u4")[0]) == hex(expected)
@@ -115,7 +117,9 @@ def test_halves():
     assert binary("mov.b64 {to}, {{{x}, 1}}", y, y, "u8")[0] == 0x0000000189ABCDEF
 
 
-@pytest.mark.parametrize("relation", ["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"])
+@pytest.mark.parametrize(
+    "relation", ["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"]
+)
 @pytest.mark.parametrize("kind", ["f32", "f64"])
 def test_comparisons(relation, kind):
     pairs = [(x, y) for x in FLOATS for y in FLOATS]
@@ -124,14 +128,25 @@ def test_comparisons(relation, kind):
     def expected(x: float, y: float) -> bool:
         if math.isnan(x) or math.isnan(y):
             return relation.endswith("u") or relation == "nan"
-        holds = {"eq": x == y, "ne": x != y, "lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y, "num": True, "nan": False}
+        holds = {
+            "eq": x == y,
+            "ne": x != y,
+            "lt": x < y,
+            "le": x <= y,
+            "gt": x > y,
+            "ge": x >= y,
+            "num": True,
+            "nan": False,
+        }
         return holds[relation if relation in holds else relation[:2]]
 
     ours = binary(f"setp.{relation}.{kind} %p1, {{x}}, {{y}}; selp.b32 {{to}}, 1, 0, %p1", x, y, "i4")
     assert ours.tolist() == [expected(*pair) for pair in pairs]
 
 
-@pytest.mark.parametrize(("opcode", "expected"), [("min", np.fmin), ("max", np.fmax), ("add", np.add), ("div.full", np.divide)])
+@pytest.mark.parametrize(
+    ("opcode", "expected"), [("min", np.fmin), ("max", np.fmax), ("add", np.add), ("div.full", np.divide)]
+)
 def test_floats(opcode, expected):
     x, y = np.array([(x, y) for x in FLOATS for y in FLOATS], "f4").T.copy()
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""An instruction of PTX as a function that does the same with arrays; there is one for all that Triton makes of our kernels."""
+"""An instruction of PTX as a function that does the same with arrays, for those that Triton makes of our kernels."""
 
 import re
 from collections.abc import Callable
@@ -227,9 +227,7 @@ def _parameter(instruction: Instruction, machine: "Machine", kind: str) -> Opera
 
 def _load(instruction: Instruction, machine: "Machine", space: str, kind: str) -> Operation:
     registers, dtype = machine.registers, DTYPES[kind]
-    targets = [
-        registers.register(instruction, name, kind, widen=True) for name in names(instruction.operands[0])
-    ]
+    targets = [registers.register(instruction, name, kind, widen=True) for name in names(instruction.operands[0])]
     base, offset = registers.address(instruction, instruction.operands[1])
 
     def run(mask: Mask) -> None:
