@@ -215,7 +215,8 @@ class Space:
         if self._strict or not self._order.inside(self._first[units], self._last[units])[hazard].all():
             self._check(instruction, units, hazard, "written", "reads", self._reading)
         reader = self._program.instructions[self._reading[units[hazard]][0]]
-        warnings.warn(f"{instruction}: written while other threads may still read it: {reader}", Hazard, stacklevel=2)
+        where = f"{instruction.kernel}, {instruction.line}"
+        warnings.warn(f"{where}: written while other threads may still read it at {reader.line}", Hazard, stacklevel=3)
 
     def _check(
         self, instruction: Instruction, units: np.ndarray, bad: np.ndarray, now: str, before: str, who: np.ndarray

@@ -11,7 +11,8 @@ from pyrohmm.ops.chain import clear_padding, fit_chain
 from pyrohmm.ops.sampling import gpu as sampling_gpu
 from pyrohmm.ops.sampling import reference as sampling_reference
 from pyrohmm.testing import random_chain
-from tests.ptx.program import Fault
+from tests.ptx.machine import Machine
+from tests.ptx.program import Fault, parse
 
 
 @pytest.fixture
@@ -62,6 +63,22 @@ def test_reduction_of_masked_loads(dtype, num_warps):
     total = torch.full((32,), torch.nan, dtype=dtype)
     sums[(1,)](x, total, 23, 32, num_warps=num_warps)
     torch.testing.assert_close(total, x.sum(0))
+
+
+def test_every_barrier_of_a_reduction_is_missed():
+    x, total = normal(32, 32), torch.zeros(32)
+    compiled = sums[(1,)](x, total, 32, 32, num_warps=4)
+    memory = [(name, t.data_ptr(), t.numpy().reshape(-1).view("u1")) for name, t in (("x", x), ("total", total))]
+    arguments = [address.to_bytes(8, "little") for _, address, _ in memory]
+    before, *after = compiled.asm["ptx"].split("bar.sync")
+    assert after
+    for missing in range(len(after)):
+        parts = [
+            before,
+            *("bar.sync" + part if k != missing else part.partition(";")[2] for k, part in enumerate(after)),
+        ]
+        with pytest.raises(Fault, match="race"):
+            Machine(parse("".join(parts)), compiled.metadata.shared).launch((1,), arguments, memory)
 
 
 @triton.jit

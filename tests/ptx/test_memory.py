@@ -146,7 +146,7 @@ def test_programs_each_with_their_own(numbers):
 def test_one_thread_writes_what_all_read(numbers):
     body = "ld.global.b32 %r4, [%rd10]; add.s32 %r4, %r4, 7; setp.eq.s32 %p1, %r1, 0; @%p1 st.global.b32 [%rd10], %r4;"
     with pytest.warns(
-        Hazard, match="kernel.py:7:3: @%p1 st.global.b32.* while other threads may still read it: test, "
+        Hazard, match="test, kernel.py:7:3: written while other threads may still read it at kernel.py:7:3"
     ):
         run(body, numbers)
     assert numbers[0] == 7
@@ -183,3 +183,9 @@ def test_copies_in_a_pipeline(numbers):
 def test_write_where_others_still_read_while_a_copy_begins(numbers):
     with pytest.raises(Fault, match="written while another thread still reads"):
         run(WRITE + BARRIER + READ_WARP + COPY, numbers, shared=256)
+
+
+def test_a_source_that_changes_while_the_copy_is_under_way(numbers):
+    change = "st.global.b32 [%rd20], 9; cp.async.wait_group 0; ld.shared.b32 %r4, [%r2];"
+    run(COPY + change + RESULT, numbers, shared=256)
+    assert (numbers == 9).all()

@@ -267,12 +267,17 @@ def _copy(instruction: Instruction, machine: "Machine") -> Operation:
         read, targets = given[these] > 0, to[these].astype("i8") + to_offset
         if (given[these][read] != size).any():
             raise Fault(instruction, "not emulated: a part of the bytes")
-        values = np.zeros(len(these), f"V{size}")
-        if read.any():
-            sources = of[these][read].astype("i8") + of_offset
-            values[read] = machine.spaces["global"].read(instruction, these[read], sources, size)
+        sources = of[these][read].astype("i8") + of_offset
+
+        def fetch() -> np.ndarray:
+            values = np.zeros(len(these), f"V{size}")
+            if read.any():
+                values[read] = machine.spaces["global"].read(instruction, these[read], sources, size)
+            return values
+
+        fetch()  # which may be done now, or as late as when it is waited for
         shared = machine.spaces["shared"]
         shared.claim(instruction, these, targets, size)
-        machine.copies.begin(lambda: shared.fill(instruction, these, targets, values))
+        machine.copies.begin(lambda: shared.fill(instruction, these, targets, fetch()))
 
     return run
