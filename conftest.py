@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # To all else this is the CPU, which is where the tensors are.
         option.emulated, option.device = int(option.device.removeprefix("sm_")), "cpu"
     if arch := getattr(option, "emulated", None):
+        os.environ["TRITON_INTERPRET"] = "0"  # asked for when Triton is imported
         from tests.ptx.device import emulate
 
         emulate(arch)

@@ -82,6 +82,7 @@ class Machine:
         self._random = np.random.default_rng(0)
         self.registers = Registers(program.num_threads, self._random)
         self._order = Order(program.num_threads)
+        self._units = {name: self._unit(name) for name in ("global", "shared")}
         self._blocks = [self._block(number, block) for number, block in enumerate(program.blocks)]
 
     def launch(
@@ -160,12 +161,14 @@ class Machine:
         operations = [translate(instruction, self) for instruction in body]
         return Block(operations, instructions[0].is_collective, guard, last.negated, target)
 
-    def _space(self, name: str, regions: Sequence[tuple[str, int, np.ndarray]]) -> Space:
-        """Memory in units of the shortest access."""
+    def _unit(self, name: str) -> int:
+        """Bytes of the shortest access to some memory, at most four."""
         opcodes = (instruction.opcode for instruction in self.program.instructions)
         found = (re.fullmatch(rf"(?:ld|st)(?:\.volatile)?\.{name}(?:\.v\d)?\.(\w+)", opcode) for opcode in opcodes)
-        unit = min([4, *(DTYPES[access[1]].itemsize for access in found if access)])
-        return Space(self.program, self._order, regions, unit=unit, strict=name == "shared")
+        return min([4, *(DTYPES[access[1]].itemsize for access in found if access)])
+
+    def _space(self, name: str, regions: Sequence[tuple[str, int, np.ndarray]]) -> Space:
+        return Space(self.program, self._order, regions, unit=self._units[name], strict=name == "shared")
 
     def _run(self, number: int) -> None:
         self._order.begin(number)

@@ -124,7 +124,7 @@ class Space:
         places, units = self._places(instruction, addresses, size)
         threads = self._order.threads(lanes)[:, None]
         written = self._written[units]
-        self._check(instruction, units, ~self._settled_writes(units, threads), "read", "writes", self._writing)
+        self._check_writes(instruction, units, threads, "read")
         if fenced:
             self._check(
                 instruction, units, written >= self._order.fenced, "read without a fence", "writes", self._writing
@@ -148,9 +148,7 @@ class Space:
         threads = self._order.threads(lanes)[:, None]
         memory = self._bytes.view(f"V{size}")
         changed = _differ(memory[places // size], values)[:, None]
-        self._check(
-            instruction, units, ~self._settled_writes(units, threads) & changed, "written", "writes", self._writing
-        )
+        self._check_writes(instruction, units, threads, "written", changed)
         self._check_reads(instruction, units, threads)
         self._written[units], self._writer[units], self._writing[units] = self._order.now, threads, instruction.number
         memory[places // size] = values
@@ -165,19 +163,19 @@ class Space:
         """
         _, units = self._places(instruction, addresses, size)
         threads = self._order.threads(lanes)[:, None]
-        self._check(instruction, units, ~self._settled_writes(units, threads), "written", "writes", self._writing)
+        self._check_writes(instruction, units, threads, "written")
         self._check_reads(instruction, units, threads)
         self._pending[units] = True
         self._writing[units] = instruction.number
 
     def fill(self, instruction: Instruction, lanes: np.ndarray, addresses: np.ndarray, values: np.ndarray) -> None:
         """What was claimed arrives."""
-        places, _ = self._locate(instruction, addresses, values.itemsize)
+        places = self._locate(instruction, addresses, values.itemsize)
         self._pending[self._units(places, values.itemsize)] = False
         self.write(instruction, lanes, addresses, values)
 
-    def _locate(self, instruction: Instruction, addresses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Place in the array, and region, of each address."""
+    def _locate(self, instruction: Instruction, addresses: np.ndarray, size: int) -> np.ndarray:
+        """Place in the array of each address."""
         region = np.searchsorted(self._addresses, addresses, side="right") - 1
         outside = (region < 0) | (addresses + size > self._ends[region]) if len(self._ends) else addresses >= 0
         if outside.any():
@@ -188,24 +186,33 @@ class Space:
             raise Fault(instruction, f"out of bounds: {near or 'there is no memory'}")
         if (addresses % size).any():
             raise Fault(instruction, f"misaligned: {addresses[addresses % size != 0][0]} for {size} bytes")
-        return addresses - self._addresses[region] + self._starts[region], region
+        return addresses - self._addresses[region] + self._starts[region]
 
     def _units(self, places: np.ndarray, size: int) -> np.ndarray:
         """The units of each access, (lanes, units)."""
         return (places // self._unit)[:, None] + np.arange(size // self._unit)
 
     def _places(self, instruction: Instruction, addresses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        places, _ = self._locate(instruction, addresses, size)
+        """Places, and the units of each, of what no copy goes to."""
+        places = self._locate(instruction, addresses, size)
         units = self._units(places, size)
         self._check(instruction, units, self._pending[units], "touched", "copies", self._writing)
         return places, units
 
-    def _settled_writes(self, units: np.ndarray, threads: np.ndarray) -> np.ndarray:
-        writer = self._writer[units]
-        return self._order.settled(self._written[units], writer, writer, threads)
-
     def _settled_reads(self, units: np.ndarray, threads: np.ndarray) -> np.ndarray:
         return self._order.settled(self._read[units], self._first[units], self._last[units], threads)
+
+    def _check_writes(
+        self,
+        instruction: Instruction,
+        units: np.ndarray,
+        threads: np.ndarray,
+        now: str,
+        among: np.ndarray | bool = True,
+    ) -> None:
+        writer = self._writer[units]
+        hazard = ~self._order.settled(self._written[units], writer, writer, threads) & among
+        self._check(instruction, units, hazard, now, "writes", self._writing)
 
     def _check_reads(self, instruction: Instruction, units: np.ndarray, threads: np.ndarray) -> None:
         hazard = ~self._settled_reads(units, threads)
