@@ -1,7 +1,6 @@
 """Triton's driver of a device that there is not: it compiles kernels for a GPU, and emulates what they do."""
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,26 +26,15 @@ class Launcher:
         self._machine = Machine(parse(Path(path).read_text()), metadata.shared)
         self._signature = list(source.signature.items())
 
-    def __call__(
-        self,
-        x: int,
-        y: int,
-        z: int,
-        stream: int,
-        function: None,
-        packed_metadata: Any,
-        launch_metadata: Any,
-        enter_hook: Callable,
-        exit_hook: Callable,
-        *arguments: Any,
-    ) -> None:
+    def __call__(self, x: int, y: int, z: int, *rest: Any) -> None:
+        _stream, _function, _packed, _metadata, _enter, _exit, *arguments = rest
         given, memory = [], {}
         for (name, kind), argument in zip(self._signature, arguments, strict=True):
             if isinstance(argument, Tensor):
                 given.append(struct.pack("<Q", argument.data_ptr()))
                 storage = argument.untyped_storage()
                 if storage.nbytes():
-                    raw = torch.tensor([], dtype=torch.uint8).set_(storage)  # pyright: ignore
+                    raw = torch.tensor([], dtype=torch.uint8).set_(storage)
                     memory[storage.data_ptr()] = (name, storage.data_ptr(), raw.numpy())
             elif kind != "constexpr":
                 given.append(struct.pack(_FORMATS[kind], argument))
