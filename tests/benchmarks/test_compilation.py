@@ -136,7 +136,7 @@ from benchmarks.compilation import Settings
 WHICH = {
     (4, torch.float64): ("gpu_log.forward", {"SHARED", "ONWARD"}),
     (8, torch.float64): ("gpu_log.forward", {"KEEP", "FILTER"}),
-    (1440, torch.float32): ("gpu_wide.forward_log", {"SHARED", "FILTER"}),
+    (1440, torch.float32): ("gpu_wide_kernels.forward_log", {"SHARED", "FILTER"}),
 }
 
 def forward(gpu, chain):
