@@ -180,5 +180,5 @@ def test_kernels_that_are_short_of_registers_do_not_spill(tmp_path) -> None:
     done = run_compiling(TIGHT, tmp_path)
     assert done.returncode == 0, done.stderr
     found = done.stdout.splitlines()
-    assert len(found) == 10  # of 8 states two, with one matrix or many, and each for two targets
+    assert len(found) == 10  # with one matrix or many, of sequences or spans; each for two targets
     assert not [line for line in found if not line.endswith(" 0 0 ")]
