@@ -91,13 +91,14 @@ def forward(
     joint = tl.exp(logits - shift[:, None])
     mass = tl.sum(joint, 1)
     inverse = inverse_of(mass)
-    total = tl.where(inside, exact_log(mass, inverse) + shift.to(tl.float64), 0.0)
+    added = exact_log(mass, inverse) + shift.to(tl.float64)
+    total = tl.where(inside, added, 0.0)
     if KEEP:
         tl.store(messages + written, joint, both)
     if FILTER:
         log_mass = log_of(mass) + shift
         tl.store(log_probs + written, logits - finite(log_mass)[:, None], both)
-        tl.store(evidence + start, log_mass, inside)
+        tl.store(evidence + start, added, inside)
     for t in tl.range(1, longest, num_stages=STAGES):
         inside = t < length
         both = inside[:, None] & real[None, :]
@@ -111,14 +112,14 @@ def forward(
         mass = tl.sum(new, 1)
         if KEEP:
             tl.store(messages + written + t * K, new, both)
-        if FILTER:
-            log_mass = log_of(mass) + shift
-            tl.store(log_probs + written + t * K, log_of(predicted) + logits - finite(log_mass)[:, None], both)
-            tl.store(evidence + start + t, log_mass + top_of_matrix + cut_off, inside)
         joint = tl.where(inside[:, None], new, joint)
         inverse = tl.where(inside, inverse_of(mass), inverse)
         added = exact_log(mass, inverse) + shift.to(tl.float64) + top_of_matrix.to(tl.float64) + cut_off.to(tl.float64)
         total += tl.where(inside, added, 0.0)
+        if FILTER:
+            log_mass = log_of(mass) + shift
+            tl.store(log_probs + written + t * K, log_of(predicted) + logits - finite(log_mass)[:, None], both)
+            tl.store(evidence + start + t, added, inside)
     # Loaded again, which volatile makes sure of: not kept in registers all the way.
     rows = tl.load(order + block * N + tl.arange(0, N), volatile=True)
     present = rows >= 0

@@ -153,15 +153,17 @@ def tensor_cores(request, monkeypatch) -> None:
     monkeypatch.setattr(InterpreterBuilder, "create_dot", cut_off)
 
 
-@pytest.mark.parametrize(("num_states", "num_steps"), [(5, 100), (20, 100), (70, 50)])
+@pytest.mark.parametrize(("num_states", "num_steps"), [(20, 100), (40, 40), (70, 40)])
 def test_what_tensor_cores_cut_off_does_not_add_up_over_time(num_states, num_steps, tensor_cores):
-    chain = random_chain(num_states, num_steps, (3,), lengths="ragged", poison=True, seed=2)
-    level = ops.log_partition(*chain.logits, lengths=chain.lengths).sum() / chain.lengths.sum()
+    chain = random_chain(num_states, num_steps, (16,), seed=2)
+    level = ops.log_partition(*chain.logits).mean() / num_steps
     chain = chain._replace(observation_logits=chain.observation_logits - level).to(torch.float32)
-    exact = ops.log_partition(*chain.to(torch.float64).logits, lengths=chain.lengths)
-    for log_partition in (ops.log_partition, lambda *x, **options: ops.filter(*x, **options).log_evidence.sum(-1)):
-        ours, reference = (log_partition(*chain.logits, lengths=chain.lengths, impl=x) for x in ("gpu", "reference"))
-        assert_within_budget(ours, reference, exact)
+    exact = ops.log_partition(*chain.to(torch.float64).logits)
+    log_z = ops.log_partition(*chain.logits, impl="gpu")
+    evidence = ops.filter(*chain.logits, impl="gpu").log_evidence
+    for ours in (log_z, evidence.double().sum(-1)):
+        # Rounding goes to either side, in each step of each sequence.
+        assert (ours - exact).mean().abs() / num_steps < 2e-8
 
 
 def test_shapes_that_come_again(request):
