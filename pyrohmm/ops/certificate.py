@@ -19,8 +19,7 @@ def smallest_log_ratio(dtype: torch.dtype, num_states: int) -> float:
     with likelihoods relative to the largest, is at least :math:`\rho` too. At most :math:`K \tau` of mass underflows in
     a step; relative to its mass, that is carried to a state which is predicted with at least :math:`\rho`. So no
     predicted probability is off by a factor of more than :math:`1 + K \tau / \rho^2`, and the same holds for messages
-    backward. Scaled space is called exact if :math:`K \tau / \rho^2 \leq 2^{-30}` (:math:`2^{-60}` in float64; kernels
-    divide by :math:`e^{\lceil \max A \rceil}`, with which it is at most :math:`e^2` times as much), hence
+    backward. Scaled space is called exact if :math:`K \tau / \rho^2 \leq 2^{-30}` (:math:`2^{-60}` in float64), hence
 
     .. math:: \log \rho \geq \tfrac12 (\log K + \log \tau) + 15 \log 2
 

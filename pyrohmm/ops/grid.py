@@ -90,7 +90,7 @@ class Matrices(NamedTuple):
     Attributes:
         shape: of their batch dimensions; broadcasts with the chain's.
         chances: (G, K, K), exp(A - top).
-        tops: (G,), top, the smallest integer that no entry of each exceeds; zero where it has not passed.
+        tops: (G,), top, the largest entry of each; zero where that is not finite.
         passed: (G,) int32, whether scaled space is exact for it.
     """
 
@@ -109,8 +109,10 @@ class Matrices(NamedTuple):
             transition = transition.new_zeros(*transition.shape[:-3], 1, *transition.shape[-2:])
         values = transition.reshape(-1, *transition.shape[-2:]).contiguous()
         passed = log_ratio(values) >= smallest_log_ratio(values.dtype, chain.num_states)
-        tops = torch.where(passed, values.flatten(1).amax(1).ceil(), 0.0)
-        return cls(transition.shape[:-3], (values - tops[:, None, None]).exp(), tops, passed.int())
+        tops = torch.where(passed, values.flatten(1).amax(1), 0.0)
+        # What rounding the difference does to a matrix is the same in every step.
+        chances = (values.double() - tops[:, None, None]).exp().to(values.dtype)
+        return cls(transition.shape[:-3], chances, tops, passed.int())
 
 
 def memory(tensor: Tensor, batch_shape: torch.Size, dims: int) -> Memory:

@@ -16,6 +16,7 @@ from pyrohmm.ops.simd import (
     Lanes,
     blocks,
     exp,
+    exp_of_difference,
     extremes,
     lanes_for,
     padded_states,
@@ -74,7 +75,7 @@ class Matrices(NamedTuple):
         return packed
 
     def scaled(self, bound: float) -> tuple[Packed, np.ndarray, np.ndarray]:
-        """exp(A - top); top (G,), the smallest integer that no entry exceeds; whether all are above max A + bound (G,).
+        """exp(A - top), where top is the largest entry; top (G,); and whether each entry is above top + bound (G,).
 
         Where one is not, top is inf, and the packed matrix zero. If there are no matrices, top is zero.
         """
@@ -158,7 +159,8 @@ def _pack(share, first, last, lanes, K, values, tops, packed):
         for j in range(0, padded, width_of(zero)):
             entries = take(values, row * K + j, max(K - j, 0), nothing)
             if tops.size > 0:
-                entries = exp(entries - splat(tops[g], zero))
+                # One matrix for all steps: what rounding did to it would add up.
+                entries = exp_of_difference(entries, splat(tops[g], zero))
             store(packed, g * padded * K + place(i, j, K, panel), entries)
 
 
@@ -178,7 +180,7 @@ def _pack_scaled(shares, lanes, K, values, bound, tops, passed, packed):
             if top == top and not highest[row] <= top:  # a NaN comes to stay
                 top = highest[row]
         passed[g] = low - top >= bound
-        tops[g] = np.ceil(top) if passed[g] else np.inf
+        tops[g] = top if passed[g] else np.inf
     in_parallel(_pack, shares, (lanes, K, values, tops, packed))
 
 

@@ -381,31 +381,50 @@ def _format(vector_type):
     return _FLOAT32 if isinstance(vector_type.element, ir.FloatType) else _FLOAT64
 
 
+def _exp(builder, x, lost=None):
+    """exp(x + lost), of which `lost` is less than the last digit of x."""
+    _, mantissa, bias, ln2_head, ln2_tail, degree, _ = _format(x.type)
+    smallest = (1 - bias) * np.log(2.0)
+    tiny = builder.fcmp_ordered("<", x, _constant(x.type, smallest))
+    x = builder.select(tiny, _constant(x.type, smallest), x)
+    n = _call(builder, "rint", x.type, builder.fmul(x, _constant(x.type, 1 / np.log(2.0))))
+    r = _fma(builder, n, _constant(x.type, -ln2_head), x)
+    r = _fma(builder, n, _constant(x.type, -ln2_tail), r)
+    if lost is not None:
+        r = builder.fadd(r, lost)
+    value = _constant(x.type, 1 / math.factorial(degree))
+    for power in reversed(range(degree)):
+        value = _fma(builder, value, r, _constant(x.type, 1 / math.factorial(power)))
+    integers = _integers(x.type)
+    exponent = builder.shl(builder.fptosi(n, integers), ir.Constant(integers, [mantissa] * x.type.count))
+    value = builder.bitcast(builder.add(builder.bitcast(value, integers), exponent), x.type)
+    return builder.select(tiny, _constant(x.type, 0.0), value)
+
+
 @intrinsic
 def exp(typingctx, x):
     """Exponential for x <= 0, to about one unit in the last place; NaN for NaN.
 
     Zero below the smallest normal number. With x = n ln 2 + r, |r| <= ln(2)/2: exp(x) = 2^n exp(r).
     """
+    return x(x), lambda context, builder, sig, args: _exp(builder, *args)
+
+
+@intrinsic
+def exp_of_difference(typingctx, a, b):
+    """exp(a - b), a <= b, as if the difference were not rounded; zero where it is -inf.
+
+    What rounding loses is a number too (Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B).
+    """
 
     def codegen(context, builder, sig, args):
-        (x,) = args
-        _, mantissa, bias, ln2_head, ln2_tail, degree, _ = _format(x.type)
-        smallest = (1 - bias) * np.log(2.0)
-        tiny = builder.fcmp_ordered("<", x, _constant(x.type, smallest))
-        x = builder.select(tiny, _constant(x.type, smallest), x)
-        n = _call(builder, "rint", x.type, builder.fmul(x, _constant(x.type, 1 / np.log(2.0))))
-        r = _fma(builder, n, _constant(x.type, -ln2_head), x)
-        r = _fma(builder, n, _constant(x.type, -ln2_tail), r)
-        value = _constant(x.type, 1 / math.factorial(degree))
-        for power in reversed(range(degree)):
-            value = _fma(builder, value, r, _constant(x.type, 1 / math.factorial(power)))
-        integers = _integers(x.type)
-        exponent = builder.shl(builder.fptosi(n, integers), ir.Constant(integers, [mantissa] * x.type.count))
-        value = builder.bitcast(builder.add(builder.bitcast(value, integers), exponent), x.type)
-        return builder.select(tiny, _constant(x.type, 0.0), value)
+        a, b = args
+        difference = builder.fsub(a, b)
+        back = builder.fsub(difference, a)
+        lost = builder.fsub(builder.fsub(a, builder.fsub(difference, back)), builder.fadd(b, back))
+        return _exp(builder, difference, lost)
 
-    return x(x), codegen
+    return a(a, b), codegen
 
 
 @intrinsic

@@ -45,6 +45,13 @@ def each_exp(lanes, x, out):
 
 
 @njit
+def each_exp_of_difference(lanes, x, top, out):
+    zero = simd.zeros(lanes, x)
+    for i in range(0, x.size, simd.width_of(zero)):
+        simd.put(out, i, x.size - i, simd.exp_of_difference(simd.take(x, i, x.size - i, zero), simd.splat(top, zero)))
+
+
+@njit
 def each_log(lanes, x, out):
     zero = simd.zeros(lanes, x)
     for i in range(0, x.size, simd.width_of(zero)):
@@ -87,6 +94,23 @@ def test_exp_at_the_ends(dtype, width):
     near = np.concatenate([near, np.nextafter(near, dtype(0)), np.nextafter(near, dtype(-np.inf))])
     found = applied(each_exp, near, width)
     assert (np.abs(found - tiny) <= 1e-4 * tiny).any() and ((found == 0) | (np.abs(found - tiny) <= 1e-4 * tiny)).all()
+
+
+@both_dtypes
+@pytest.mark.parametrize("top", [-0.6781514, 0.0, 1.7, 300.0])
+def test_exp_of_a_difference_is_not_off_to_one_side(dtype, top):
+    rng, top = np.random.default_rng(0), dtype(top)
+    x = top - rng.exponential(3.0, 100_000).astype(dtype)
+    exact = np.exp(wider(x) - wider(np.array([top])))
+    found = np.empty_like(x)
+    each_exp_of_difference(vectors(8), x, top, found)
+    assert units_off(found, exact).max() <= 2
+    assert abs(((found - exact) / exact).mean()) < np.finfo(dtype).eps / 64
+    ends = np.array([-np.inf, top, np.nan, -np.finfo(dtype).max], dtype)
+    each_exp_of_difference(vectors(4), ends, top, found := np.empty_like(ends))
+    np.testing.assert_array_equal(found, np.array([0, 1, np.nan, 0], dtype))
+    each_exp_of_difference(vectors(4), ends, dtype(np.inf), found)
+    np.testing.assert_array_equal(found, np.array([0, 0, np.nan, 0], dtype))
 
 
 @both_dtypes

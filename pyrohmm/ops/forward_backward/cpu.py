@@ -37,8 +37,7 @@ class Messages(NamedTuple):
         log_z: (B,) float64.
         values: the memory of (B, T, K).
         shared: the transition matrices A and exp(A - top) as kernels read it, if they are shared over time.
-        tops: top, the smallest integer that no entry of each matrix exceeds: (G,) of shared ones, else (B T,) of the
-            one that leads to a step.
+        tops: top, the largest entry of each matrix: (G,) of shared ones, else (B T,) of the one that leads to a step.
     """
 
     batch: Batch

@@ -344,7 +344,6 @@ def _forward_steps(
                 if not lowest - highest >= bound:
                     passed[b] = False
                     break
-                highest = np.ceil(highest)
                 top_of_matrix = splat(highest, zero)
                 if is_narrow(lanes):
                     # What is behind the K-th state here, absorb multiplies by zero.

@@ -339,7 +339,7 @@ def _log_blocks(chain: Chain, matrices: Matrices | None) -> Blocks:
 
 
 def _scaled_options(rows: int, tiles: int) -> dict:
-    return {
+    options = {
         "N": rows,
         "TILE": TILE,
         "TERMS": 32 if rows > 32 else 64,
@@ -347,6 +347,8 @@ def _scaled_options(rows: int, tiles: int) -> dict:
         "PRECISION": PRECISION,
         "num_warps": 8 if rows > 16 else 4,
     }
+    # Left to choose, ptxas spills a few numbers of few rows where that makes room for more programs at a time.
+    return options | ({"maxnreg": 255} if rows <= 32 else {})
 
 
 def _log_options(rows: int, tiles: int) -> dict:

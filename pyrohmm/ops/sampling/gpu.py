@@ -48,6 +48,8 @@ def _walk(
     """Walk back with so many rows: paths, or spans of them if there are `firsts`; see the kernel."""
     side = max(2, power_of_two(grid.num_states))
     rows = max(1, TILE // side)
+    # A thread has eight numbers at most.
+    warps = max(1, min(16, side // 256))
     launch(
         gpu_kernels.sample,
         (-(-number // rows),),
@@ -61,8 +63,7 @@ def _walk(
         S=side,
         CUT=firsts is not None,
         MAPS=maps,
-        # A thread has eight numbers at most.
-        num_warps=max(1, min(16, side // 256)),
+        num_warps=warps,
         # Left to choose, ptxas spills a few numbers of two states.
-        **({} if firsts is None else {"maxnreg": 128}),
+        **({"maxnreg": 128} if warps == 1 else {}),
     )
