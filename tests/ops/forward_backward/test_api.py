@@ -331,7 +331,7 @@ def test_long_sequence_against_its_closed_form(dtype, tolerance, quick_impl):
 def test_what_is_wrong_with_a_matrix_does_not_add_up_over_time(num_states, seed, quick_impl):
     """Every step takes the same matrix: a part in 10^7 at each would be far more than rounding where log Z is small."""
     chain = random_chain(num_states, 500, (2,), scale=0.3, seed=seed).to(torch.float32)
-    # As a network has them: in float32, log_softmax puts them where their differences are rounded to one side.
+    # As a network has them. In float32 the difference of two of these may be rounded to one side in most entries.
     weights = torch.randn(num_states, num_states, generator=torch.Generator().manual_seed(seed))
     chain = chain._replace(transition_logits=weights.log_softmax(-1))
     level = ops.log_partition(*chain.logits).mean() / 500 + 0.02
