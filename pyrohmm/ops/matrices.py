@@ -15,7 +15,6 @@ from pyrohmm.ops.places import groups, unexpanded
 from pyrohmm.ops.simd import (
     Lanes,
     blocks,
-    exp,
     exp_of_difference,
     extremes,
     lanes_for,
@@ -214,7 +213,7 @@ def _weigh_rows(share, first, last, lanes, K, values, counts, out, number, tops,
             j = block * width
             # What did not pass may hold anything.
             logits = take(values, (g * K + i) * K + j, K - j, nothing) if tops[g] < np.inf else nothing
-            store(chances, j, exp(logits - splat(tops[g], zero)))
+            store(chances, j, exp_of_difference(logits, splat(tops[g], zero)))
         for j in range(K):
             amount = counts[row * K + j]
             for copy in range(1, copies):

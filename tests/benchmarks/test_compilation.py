@@ -175,6 +175,7 @@ def test_kernels_compile_for_both_targets_without_spills(tmp_path) -> None:
     assert done.stdout.endswith(" kernels, 0 with spills\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
 def test_kernels_that_are_short_of_registers_do_not_spill(tmp_path) -> None:
     done = run_compiling(TIGHT, tmp_path)

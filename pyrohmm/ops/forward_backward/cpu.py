@@ -281,7 +281,9 @@ def _smooth_shared(
         return Room.of(chain, batch, each, reduce).total(chain.observation.dtype)
     if each:
         tops = torch.from_numpy(messages.tops)[:, None, None]
-        odds = (matrices.values - tops).exp_().where(tops.isfinite(), 0.0).view(matrices.shape)
+        # Of the exact difference, as that which the recursions take.
+        odds = (matrices.values.double() - tops).exp_().to(tops.dtype)
+        odds = odds.where(tops.isfinite(), 0.0).view(matrices.shape)
         return (values[:, :-1, :, None] * onward[:, :-1, None, :]).view(*chain.batch_shape, T - 1, K, K).mul_(odds)
     shape = chain.transition.shape if reduce else (*chain.batch_shape, 1, K, K)
     if room:
