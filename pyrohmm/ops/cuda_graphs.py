@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyrohmm.ops.places import unexpanded
+
 # What all graphs together may hold of a device's memory: each has its own copy of what it reads and writes.
 SHARE = 1 / 16
 # Copying so many bytes takes as long as a launch does, and copying as such some launches.
@@ -127,24 +129,16 @@ def _forget(device: torch.device) -> None:
         _known.popitem(last=False)
 
 
-def _once(tensor: Tensor) -> Tensor:
-    """The tensor, with what is there many times (stride zero) there once."""
-    for dim, stride in enumerate(tensor.stride()):
-        if stride == 0 and tensor.shape[dim] > 1:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
-
-
 def _size(tensor: Tensor) -> int:
-    return _once(tensor).numel() * tensor.element_size()
+    return unexpanded(tensor, 0).numel() * tensor.element_size()
 
 
 def _room(tensor: Tensor) -> Tensor:
     """Memory of its own for a tensor, laid out alike."""
-    once = _once(tensor)
+    once = unexpanded(tensor, 0)
     return torch.empty_strided(once.shape, once.stride(), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
 
 def _copy(sources: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
     for source, target in zip(sources, targets, strict=True):
-        _once(target).copy_(_once(source))
+        unexpanded(target, 0).copy_(unexpanded(source, 0))
